@@ -1,1 +1,2 @@
 //! An H100 on the CPU: executes the PTX that nvcc emits for sm_90a and checks it.
+pub mod ptx;

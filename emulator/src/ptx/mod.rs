@@ -1,0 +1,2 @@
+//! PTX text to a parsed module.
+pub mod ast;
