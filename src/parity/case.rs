@@ -1,0 +1,261 @@
+//! The file format of a parity case.
+//!
+//! Unknown keys are ignored: files carry comments for people. Missing keys that a kind of case needs are errors when it is run.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use super::rule;
+
+/// A model case: `A`, `B`, `F`, `N`, `QAT` (one forward and backward), or `E` (optimizer steps).
+#[derive(Debug, Clone, Deserialize)]
+pub struct Case {
+    pub recipe: String,
+    pub case: String,
+    pub title: String,
+    pub model: Model,
+    pub batch: usize,
+    pub seq_len: usize,
+    pub seed: u64,
+    pub weights: Vec<Weight>,
+    pub loss: f64,
+    #[serde(default)]
+    pub loss_noise: f64,
+    pub grad_norm: Option<f64>,
+    #[serde(default)]
+    pub token_loss: Vec<TokenLoss>,
+    pub token_loss_summary: Option<Summary>,
+    #[serde(default)]
+    pub activations: Vec<Summary>,
+    #[serde(default)]
+    pub grads: Vec<Summary>,
+    pub optimizer: Option<Optimizer>,
+    #[serde(default)]
+    pub steps: Vec<Step>,
+    #[serde(default)]
+    pub ema: Vec<Summary>,
+}
+
+/// Sizes and switches of the model, as the published modules name them.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Model {
+    pub vocab_size: usize,
+    pub num_layers: usize,
+    pub model_dim: usize,
+    pub num_heads: usize,
+    pub num_kv_heads: usize,
+    pub head_dim: usize,
+    pub mlp_hidden: usize,
+    pub logit_softcap: f64,
+    pub rms_norm_eps: f64,
+    pub rope_base: f64,
+    pub rope_dims: usize,
+    pub rope_train_seq_len: usize,
+    pub ln_scale: bool,
+    pub bigram_buckets: usize,
+    pub bigram_dim: usize,
+    pub xsa_layers: Vec<usize>,
+    pub ve_dim: usize,
+    pub ve_layers: Vec<usize>,
+    pub value_residual_gates: bool,
+    pub value_residual: bool,
+    pub gated_attention: bool,
+    #[serde(default)]
+    pub recycle_layers: Vec<usize>,
+    pub banked: bool,
+    pub qat: bool,
+    pub passes: Vec<Pass>,
+}
+
+/// One application of a layer.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Pass {
+    pub name: String,
+    pub layer: usize,
+    pub kind: PassKind,
+    /// Row of `skip_weights` that scales the skip added before the pass.
+    pub skip_weight: Option<usize>,
+    /// Encoder layer whose output the skip is.
+    pub skip_from: Option<usize>,
+    /// Index of the `recycle_mods` scale and bias applied before a replayed pass.
+    pub recycle_mod: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PassKind {
+    Encoder,
+    Replay,
+    Decoder,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Weight {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub mean: Mean,
+    pub std: f64,
+}
+
+/// One mean for the tensor, or one per row.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum Mean {
+    One(f64),
+    PerRow(Vec<f64>),
+}
+
+impl Weight {
+    /// The values of the rule; every one is exact in bf16.
+    pub fn values(&self, seed: u64) -> Vec<f32> {
+        match &self.mean {
+            Mean::One(mean) => rule::weight(seed, &self.name, &self.shape, &[*mean], self.std),
+            Mean::PerRow(means) => rule::weight(seed, &self.name, &self.shape, means, self.std),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct TokenLoss {
+    pub pos: usize,
+    pub value: f64,
+}
+
+/// What is kept of a tensor: its l2 norm, four signed sums, sixteen samples, and the noise that bf16 arithmetic makes in it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Summary {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub l2: f64,
+    pub signs: Vec<f64>,
+    pub samples: Vec<f64>,
+    #[serde(default)]
+    pub noise: f64,
+    /// The parameter is not in the graph: no gradient, no update, no decay.
+    #[serde(default)]
+    pub unused: bool,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Optimizer {
+    pub muon: Muon,
+    pub adamw_embeddings: AdamW,
+    pub adamw_scalars: AdamW,
+    pub grad_clip_norm: f64,
+    pub lr_scale: f64,
+    pub ema_decay: f64,
+    pub grad_accum_steps: usize,
+    pub world_size: usize,
+    /// `float32` or `bfloat16`: storage of the embedding tables, their gradients and their moments.
+    pub embedding_storage: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Muon {
+    pub params: Vec<String>,
+    pub lr: f64,
+    pub weight_decay: f64,
+    pub newton_schulz_steps: usize,
+    pub momentum_dtype: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct AdamW {
+    pub params: Vec<String>,
+    pub lr: f64,
+    pub weight_decay: f64,
+    pub betas: [f64; 2],
+    pub eps: f64,
+}
+
+/// One optimizer step: what is seen before it, and (parameter - initial value) after it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Step {
+    pub step: usize,
+    pub token_seed: u64,
+    pub muon_momentum: f64,
+    pub loss: f64,
+    pub loss_noise: f64,
+    pub grad_norm: f64,
+    pub grad_norm_noise: f64,
+    pub clip_coef: f64,
+    pub deltas: Vec<Summary>,
+}
+
+impl Case {
+    pub fn read(path: &Path) -> Result<Self> {
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        Self::parse(&text).with_context(|| format!("{} is not a model case", path.display()))
+    }
+
+    pub fn parse(text: &str) -> Result<Self> {
+        let case: Self = serde_json::from_str(text)?;
+        case.check()?;
+        Ok(case)
+    }
+
+    fn check(&self) -> Result<()> {
+        let model = &self.model;
+        if self.batch == 0 || self.seq_len == 0 || model.passes.is_empty() {
+            bail!("batch, seq_len and passes must not be empty");
+        }
+        if model.num_kv_heads == 0 || model.num_heads % model.num_kv_heads != 0 {
+            bail!(
+                "{} heads cannot share {} KV heads",
+                model.num_heads,
+                model.num_kv_heads
+            );
+        }
+        for pass in &model.passes {
+            if pass.layer >= model.num_layers
+                || pass.skip_from.is_some_and(|l| l >= model.num_layers)
+            {
+                bail!(
+                    "pass {} names a layer beyond {}",
+                    pass.name,
+                    model.num_layers
+                );
+            }
+            if pass.skip_weight.is_some() != pass.skip_from.is_some() {
+                bail!("pass {} has half a skip", pass.name);
+            }
+        }
+        for weight in &self.weights {
+            if let Mean::PerRow(means) = &weight.mean
+                && weight.shape.first() != Some(&means.len())
+            {
+                bail!(
+                    "{}: {} means for shape {:?}",
+                    weight.name,
+                    means.len(),
+                    weight.shape
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Inputs and targets of the tokens seeded with `seed` (the case's own, or a step's `token_seed`).
+    pub fn tokens(&self, seed: u64) -> (Vec<u32>, Vec<u32>) {
+        rule::tokens(seed, self.batch, self.seq_len, self.model.vocab_size)
+    }
+}
+
+impl Model {
+    /// The rotary base for sequences of `seq_len`: NTK scaling applies beyond the length that the module was built for.
+    pub fn rope_base_at(&self, seq_len: usize) -> f64 {
+        if seq_len <= self.rope_train_seq_len {
+            return self.rope_base;
+        }
+        let dims = self.rope_dims as f64;
+        let stretch = seq_len as f64 / self.rope_train_seq_len as f64;
+        self.rope_base * stretch.powf(dims / (dims - 2.0))
+    }
+
+    pub fn kv_dim(&self) -> usize {
+        self.num_kv_heads * self.head_dim
+    }
+}

@@ -1,0 +1,15 @@
+//! Parity cases: what the published code of a recipe computes for a small model, as data.
+//!
+//! A case is a JSON file that names a model, gives its weights and tokens by a rule (so that no weight is stored), and lists
+//! summaries of what comes out: the loss, activations, the gradient of every parameter, optimizer steps. An engine that computes
+//! the same function agrees with all of it within its arithmetic's error.
+//!
+//! - [`rule`] makes the weights, tokens, signs and sample positions (`hash-v1`).
+//! - [`case`] is the file format.
+//! - [`compare`] summarises a computed tensor, compares it with an expected summary, and keeps the tally.
+//!
+//! Nothing here computes a model: the device model and the f64 reference of the tests are both judged through this module.
+
+pub mod case;
+pub mod compare;
+pub mod rule;
