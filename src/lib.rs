@@ -1,5 +1,9 @@
-//! birdie trains, compresses and scores the language models of the parameter-golf challenge.
+//! birdie: trains, compresses and scores the language models of the parameter-golf challenge.
 //!
-//! The library holds everything; the binary is a dispatch over it.
+//! The rooms, top down: `cli` → `train`, `evaluate`, `quantize`, `artifact`, `checkpoint` → `model` →
+//! `kernels` → `driver`; `recipe`, `data` and `failure` are used by all. Nothing below knows what is above.
 
+pub mod failure;
 pub mod parity;
+pub mod recipe;
+pub mod train;

@@ -1,0 +1,139 @@
+//! What the training loop needs from the model on its device.
+//!
+//! The loop (schedule, data, logging, checkpoints, averaging decisions, evaluation) knows nothing of kernels; the model
+//! knows nothing of schedules. Between them lies [`Engine`]. There is one implementation for the device
+//! (real or emulated); tests of the loop use a small one on the host.
+//!
+//! Names and shapes of parameters are the published, unbanked ones (`blocks.3.attn.c_q.weight`), whatever
+//! the layout on the device. Linear weights are `[out, in]`, row-major.
+
+use anyhow::Result;
+
+/// Element type of a stored tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Element {
+    F32,
+    Bf16,
+    F16,
+    I8,
+    U8,
+    I32,
+    U64,
+}
+
+impl Element {
+    /// Bytes per element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::I8 | Self::U8 => 1,
+            Self::Bf16 | Self::F16 => 2,
+            Self::F32 | Self::I32 => 4,
+            Self::U64 => 8,
+        }
+    }
+}
+
+/// A parameter by value. `stored` is its type in training: values of a bf16 table are exact in bf16.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedTensor {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub stored: Element,
+    /// Row-major; `shape.iter().product()` elements (one for a scalar, whose shape is empty).
+    pub values: Vec<f32>,
+}
+
+/// A piece of the training state as it lies on the device, for checkpoints: restoring it restores every bit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StateTensor {
+    /// For example `param/tok_emb.weight`, `muon/qo_bank`, `ema/skip_weights`.
+    pub name: String,
+    pub element: Element,
+    pub shape: Vec<usize>,
+    /// Little-endian; `shape` product times `element.size()`.
+    pub bytes: Vec<u8>,
+}
+
+/// Everything that changes from step to step.
+#[derive(Clone, Copy, Debug)]
+pub struct StepInputs<'a> {
+    /// `micro_steps * sequences * train_seq_len` ids, micro-step by micro-step.
+    pub tokens: &'a [u16],
+    /// The id that follows each of `tokens`.
+    pub targets: &'a [u16],
+    pub micro_steps: usize,
+    pub rates: Rates,
+    /// Fake quantization with straight-through gradients in this step.
+    pub fake_quantize: bool,
+    /// Update the moving average after the optimizer.
+    pub update_ema: bool,
+}
+
+/// Per-step optimizer values, schedule already applied.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    pub matrix_lr: f32,
+    pub embedding_lr: f32,
+    pub scalar_lr: f32,
+    pub muon_momentum: f32,
+    /// Largest gradient norm; infinite = no clipping.
+    pub grad_clip_norm: f32,
+}
+
+/// What a step reports. `loss` and `grad_norm` may be non-finite; the loop then asks [`Engine::find_non_finite`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepOutput {
+    /// Mean cross-entropy over the step's tokens of this rank, in nats.
+    pub loss: f32,
+    /// Before clipping, over all parameters.
+    pub grad_norm: f32,
+}
+
+/// Rounding of the capped logits in [`Engine::score`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// As the published sliding evaluation: bf16 after the softcap.
+    Bf16,
+    /// Softcap and cross-entropy in f32 from the GEMM's bf16 output, as in training and chunked evaluation.
+    F32,
+}
+
+/// Which weights [`Engine::export`] reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weights {
+    Live,
+    Ema,
+}
+
+/// A model on a device with its optimizer.
+pub trait Engine {
+    /// One optimizer step, synchronously: forward and backward of all micro-steps, clipping, optimizer, EMA.
+    fn step(&mut self, inputs: &StepInputs<'_>) -> Result<StepOutput>;
+
+    /// Negative log-likelihood in nats of every target: `tokens` and `targets` are `sequences * seq_len` ids,
+    /// row by row; the result has the same layout. Live weights; nothing of the training state changes.
+    /// Any `sequences` and any `seq_len` up to the longest that the engine was built for.
+    fn score(
+        &mut self,
+        tokens: &[u16],
+        targets: &[u16],
+        seq_len: usize,
+        logits: Logits,
+    ) -> Result<Vec<f32>>;
+
+    /// All parameters under their published names, in state-dict order.
+    fn export(&mut self, which: Weights) -> Result<Vec<NamedTensor>>;
+
+    /// Replaces live parameters by name, rounding to their stored type. Names must exist and shapes must fit;
+    /// parameters that are not named keep their values.
+    fn import(&mut self, tensors: &[NamedTensor]) -> Result<()>;
+
+    /// The complete training state: parameters, optimizer, averages, counters.
+    fn save_state(&mut self) -> Result<Vec<StateTensor>>;
+
+    /// Restores what [`Engine::save_state`] returned; anything missing, unknown or of another shape is an error.
+    fn load_state(&mut self, state: &[StateTensor]) -> Result<()>;
+
+    /// Name of a tensor (parameter, gradient, optimizer state) that holds a non-finite value, if any.
+    fn find_non_finite(&mut self) -> Result<Option<String>>;
+}

@@ -1,0 +1,3 @@
+//! Training: the loop over an [`engine::Engine`].
+
+pub mod engine;
