@@ -1,3 +1,10 @@
 //! An H100 on the CPU: executes the PTX that nvcc emits for sm_90a and checks it.
+pub mod asynchronous;
+pub mod check;
+pub mod device;
+pub mod exec;
+pub mod memory;
+pub mod program;
 pub mod ptx;
+pub mod tensor;
 pub mod tensor_map;

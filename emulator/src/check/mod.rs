@@ -1,0 +1,124 @@
+//! The checkers: what is reported, and the hooks by which the executor tells what happens.
+//!
+//! The executor calls these hooks only when `cluster.check` is present. Handlers must call them for every memory
+//! access (after bounds were tested), every synchronisation edge and every asynchronous operation.
+
+pub mod hooks;
+
+use crate::program::Site;
+
+/// What kind of mistake was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FindingKind {
+    SharedRace,
+    GlobalRace,
+    MissingProxyFence,
+    MbarrierMisuse,
+    Deadlock,
+    Livelock,
+    StageReuse,
+    WgmmaRegisters,
+    WgmmaOperand,
+    LayoutMismatch,
+    TensorMap,
+    Uninitialized,
+    OutOfBounds,
+    Setmaxnreg,
+    NamedBarrier,
+    ClusterLifetime,
+    OrderDependentSum,
+    DivergentAligned,
+}
+
+/// One finding: what, where, and the other site it conflicts with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finding {
+    pub kind: FindingKind,
+    pub kernel: String,
+    pub message: String,
+    /// The site that was executing, then the earlier site(s) involved.
+    pub sites: Vec<SiteRef>,
+}
+
+/// A site by PTX line and source position, with who was there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SiteRef {
+    /// pc in the program (u32::MAX if none).
+    pub pc: u32,
+    pub who: String,
+    pub role: String,
+}
+
+/// Executes accesses and synchronises: a warp, or an asynchronous operation in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Agent(pub u32);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Proxy {
+    Generic,
+    /// TMA, bulk copies and wgmma operands.
+    Async,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    Read,
+    Write,
+    Atomic,
+}
+
+/// Objects through which one agent's work becomes visible to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Sync {
+    /// Named barrier `id` of CTA rank.
+    Named {
+        cta: u32,
+        id: u32,
+    },
+    /// mbarrier at shared offset of CTA rank.
+    Mbarrier {
+        cta: u32,
+        address: u32,
+    },
+    ClusterBarrier,
+    /// `bar.warp.sync` and other `.sync` warp operations.
+    Warp {
+        agent: u32,
+    },
+    /// A global or shared address used for acquire/release or atomics.
+    Address {
+        address: u64,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fence {
+    /// membar/fence at CTA, cluster, gpu, sys scope.
+    Cta,
+    Cluster,
+    Gpu,
+    ProxyAsync {
+        global: bool,
+        shared: bool,
+    },
+    ProxyTensormap {
+        acquire: bool,
+    },
+    ProxyAlias,
+    MbarrierInit,
+    Wgmma,
+}
+
+/// Where something happens: pc and agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct At {
+    pub agent: Agent,
+    pub pc: u32,
+}
+
+/// State of all checkers of one cluster.
+pub struct Checker {
+    pub kernel: String,
+    pub sites: std::sync::Arc<Vec<Site>>,
+    pub findings: Vec<Finding>,
+}

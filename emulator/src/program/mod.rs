@@ -1,0 +1,235 @@
+//! The executable form of a kernel: a flat list of fixed-size micro-operations.
+//!
+//! Lowering (`lower`) turns one [`ast::Function`](crate::ptx::ast::Function) and what it calls into a [`Program`]:
+//!
+//! * **Registers are rows.** A row is 32 lanes of 32 bits (128 bytes, [`Row`](crate::exec::Row)). A register of up to
+//!   32 bits is one row (value zero-extended from its declared width), a 64-bit register two consecutive rows seen as
+//!   `[u64; 32]`, a 128-bit register four rows seen as `[u128; 32]`. Predicates are lane masks (`u32`) in a file of
+//!   their own.
+//! * **Immediates and special registers are rows too**, filled once when a warp starts ([`Init`]), so that a handler
+//!   only ever sees rows. (`%clock`, `%globaltimer` and the like are instructions, not rows.)
+//! * **An [`Op`] is one cache line** with a function pointer: the run loop calls `op.run` and acts on the returned
+//!   [`Flow`](crate::exec::Flow). A family of instructions (ALU, memory, tensor, asynchronous, control) lives in one
+//!   module that has `pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool, LowerError>`: `Ok(false)` means "not
+//!   mine". An opcode that nobody takes is an error at module load.
+//! * While lowering, row numbers are *virtual*. After all instructions are lowered, liveness compacts them. Therefore
+//!   **row numbers may only be stored in `Op::dst`, `Op::dst2`, `Op::src` or in a list made by
+//!   [`LowerCx::list`]**; anything else an operation needs goes to [`LowerCx::ext`]. Reads and writes are recorded by
+//!   the accessor that resolves the operand (`src*`, `dst*`, `list_src`, `list_dst`), which is what liveness and the
+//!   uninitialised-read check work from.
+
+pub mod lower;
+
+use crate::exec::Handler;
+use crate::ptx::ast::{LaunchBounds, Loc};
+use std::any::Any;
+use std::sync::Arc;
+
+/// A row (or the first of 2 or 4 rows) of the register file.
+pub type RowId = u32;
+/// "No row".
+pub const NO_ROW: RowId = u32::MAX;
+
+/// A predicate operand: index in the predicate file and whether it is negated. Index [`PRED_TRUE`] is constant true.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pred {
+    pub index: u16,
+    pub negate: bool,
+}
+
+/// Slot 0 of the predicate file always holds all ones.
+pub const PRED_TRUE: u16 = 0;
+/// Slot 1 is a scratch slot: writes to `_` go there.
+pub const PRED_SINK: u16 = 1;
+
+impl Pred {
+    pub const TRUE: Pred = Pred {
+        index: PRED_TRUE,
+        negate: false,
+    };
+    pub const FALSE: Pred = Pred {
+        index: PRED_TRUE,
+        negate: true,
+    };
+}
+
+/// What an operation does, for counters and the scheduler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Class {
+    Integer,
+    Float,
+    Half,
+    Double,
+    Mufu,
+    Convert,
+    Move,
+    Predicate,
+    LoadGlobal,
+    StoreGlobal,
+    LoadShared,
+    StoreShared,
+    LoadLocal,
+    StoreLocal,
+    LoadParam,
+    Atomic,
+    WarpExchange,
+    Branch,
+    Barrier,
+    Mbarrier,
+    AsyncCopy,
+    Tensor,
+    Fence,
+    Other,
+}
+
+/// One micro-operation.
+#[derive(Clone)]
+#[repr(C, align(64))]
+pub struct Op {
+    pub run: Handler,
+    /// Immediate: address offset, branch target pc, shift amount, …
+    pub imm: i64,
+    pub dst: RowId,
+    pub dst2: RowId,
+    pub src: [RowId; 4],
+    /// Index in [`Program::ext`] or [`Program::lists`], as the handler defines it.
+    pub ext: u32,
+    pub pdst: u16,
+    pub pdst2: u16,
+    pub psrc: Pred,
+    /// The lanes of the fragment that execute: `@p` / `@!p`.
+    pub guard: Pred,
+    pub class: Class,
+    /// Small per-handler flags (access size, vector length, …).
+    pub flags: u8,
+}
+
+/// Rows that an operation reads and writes: (first row, rows), and predicates.
+#[derive(Debug, Clone, Default)]
+pub struct Effects {
+    pub reads: Vec<(RowId, u8)>,
+    pub writes: Vec<(RowId, u8)>,
+    pub pred_reads: Vec<u16>,
+    pub pred_writes: Vec<u16>,
+    /// The write does not define every lane/bit of the row (guarded, partial): the old value stays live.
+    pub partial: bool,
+}
+
+/// How a row is filled when a warp starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Init {
+    Const32(u32),
+    Const64(u64),
+    Special(Special),
+}
+
+/// Special registers that are constant during a warp's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Special {
+    TidX,
+    TidY,
+    TidZ,
+    NtidX,
+    NtidY,
+    NtidZ,
+    CtaidX,
+    CtaidY,
+    CtaidZ,
+    NctaidX,
+    NctaidY,
+    NctaidZ,
+    LaneId,
+    WarpId,
+    NwarpId,
+    SmId,
+    NsmId,
+    GridId,
+    ClusterIdX,
+    ClusterIdY,
+    ClusterIdZ,
+    NclusterIdX,
+    NclusterIdY,
+    NclusterIdZ,
+    ClusterCtaidX,
+    ClusterCtaidY,
+    ClusterCtaidZ,
+    ClusterNctaidX,
+    ClusterNctaidY,
+    ClusterNctaidZ,
+    ClusterCtaRank,
+    ClusterNctaRank,
+    IsExplicitCluster,
+    LanemaskEq,
+    LanemaskLe,
+    LanemaskLt,
+    LanemaskGe,
+    LanemaskGt,
+    DynamicSmemSize,
+    TotalSmemSize,
+    AggrSmemSize,
+}
+
+/// A lowered kernel: everything that is needed to run it.
+pub struct Program {
+    pub name: String,
+    pub ops: Vec<Op>,
+    /// Parallel to `ops`.
+    pub effects: Vec<Effects>,
+    /// Parallel to `ops`: where each came from.
+    pub sites: Vec<Site>,
+    pub ext: Vec<Box<dyn Any + Send + Sync>>,
+    pub lists: Vec<Vec<RowId>>,
+    pub init: Vec<(RowId, Init)>,
+    /// Rows and predicate slots a warp needs.
+    pub rows: u32,
+    pub preds: u16,
+    /// Kernel parameters: name, offset, size, alignment.
+    pub params: Vec<ParamInfo>,
+    pub param_bytes: u32,
+    /// Static shared memory: bytes, and where dynamic shared memory starts (aligned).
+    pub shared_bytes: u32,
+    pub shared_align: u32,
+    /// Bytes of local memory per thread.
+    pub local_bytes: u32,
+    pub bounds: LaunchBounds,
+    /// The kernel orders CTAs through global memory (atomics, volatile or acquire/release accesses, bulk reductions):
+    /// its CTAs run interleaved on one host thread so that results do not depend on the number of host threads.
+    pub communicates: bool,
+    /// First op of the entry.
+    pub entry: u32,
+    /// Static shared symbols for reports: name, offset, bytes.
+    pub shared_symbols: Vec<(String, u32, u64)>,
+}
+
+#[derive(Debug, Clone)]
+pub struct ParamInfo {
+    pub name: String,
+    pub offset: u32,
+    pub bytes: u32,
+    pub align: u32,
+}
+
+/// Where an operation stands: line of the PTX text and source position with its inline stack.
+#[derive(Debug, Clone)]
+pub struct Site {
+    pub line: u32,
+    pub loc: Option<Arc<Loc>>,
+    /// The opcode as written, for reports and counters.
+    pub opcode: Arc<str>,
+}
+
+/// Why a module cannot be loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LowerError {
+    pub line: u32,
+    pub what: String,
+}
+
+impl std::fmt::Display for LowerError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "line {}: {}", self.line, self.what)
+    }
+}
+
+impl std::error::Error for LowerError {}
