@@ -85,7 +85,11 @@ impl Checker {
     /// `at` makes everything it did (and has observed) visible to whoever acquires `object` later.
     pub fn release(&mut self, _at: At, _object: Sync) {}
 
-    /// `at` sees everything released to `object`.
+    /// The object's phase has completed (the last arrival came): what was released to it so far is what those who wait
+    /// for that phase acquire. Called for named barriers, the cluster barrier and mbarriers at every phase change.
+    pub fn advance(&mut self, _object: Sync) {}
+
+    /// `at` sees everything released to `object` up to its last completed phase (objects without phases: all).
     pub fn acquire(&mut self, _at: At, _object: Sync) {}
 
     /// An asynchronous operation is issued; it starts with what its issuer has observed.

@@ -177,7 +177,7 @@ pub struct Program {
     /// Parallel to `ops`.
     pub effects: Vec<Effects>,
     /// Parallel to `ops`: where each came from.
-    pub sites: Vec<Site>,
+    pub sites: Arc<Vec<Site>>,
     pub ext: Vec<Box<dyn Any + Send + Sync>>,
     pub lists: Vec<Vec<RowId>>,
     pub init: Vec<(RowId, Init)>,
@@ -198,6 +198,8 @@ pub struct Program {
     pub communicates: bool,
     /// First op of the entry.
     pub entry: u32,
+    /// `.file` table of the module: index to path, for reports.
+    pub files: Arc<Vec<(u32, String)>>,
     /// Static shared symbols for reports: name, offset, bytes.
     pub shared_symbols: Vec<(String, u32, u64)>,
 }
