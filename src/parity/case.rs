@@ -202,7 +202,7 @@ impl Case {
         if self.batch == 0 || self.seq_len == 0 || model.passes.is_empty() {
             bail!("batch, seq_len and passes must not be empty");
         }
-        if model.num_kv_heads == 0 || model.num_heads % model.num_kv_heads != 0 {
+        if model.num_kv_heads == 0 || !model.num_heads.is_multiple_of(model.num_kv_heads) {
             bail!(
                 "{} heads cannot share {} KV heads",
                 model.num_heads,

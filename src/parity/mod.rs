@@ -6,10 +6,12 @@
 //!
 //! - [`rule`] makes the weights, tokens, signs and sample positions (`hash-v1`).
 //! - [`case`] is the file format.
-//! - [`compare`] summarises a computed tensor, compares it with an expected summary, and keeps the tally.
+//! - [`compare`] compares a computed tensor with an expected summary, and keeps the tally.
+//! - [`judge`] makes all comparisons of a case.
 //!
 //! Nothing here computes a model: the device model and the f64 reference of the tests are both judged through this module.
 
 pub mod case;
 pub mod compare;
+pub mod judge;
 pub mod rule;

@@ -115,10 +115,9 @@ mod tests {
         assert_eq!(targets[..3], [10, 76, 132]);
         let name = "blocks.0.attn.c_q.weight";
         let w = weight(6571, name, &[128, 128], &[0.0], 0.0883883476);
-        assert_eq!(
-            w[..4],
-            [-0.1083984375, -0.1484375, 0.0869140625, 0.1044921875]
-        );
+        // -0.1083984375, -0.1484375, 0.0869140625, 0.1044921875
+        let fractions = [-111.0, -152.0, 89.0, 107.0].map(|n| n / 1024.0);
+        assert_eq!(w[..4], fractions);
         assert_eq!(positions(6571, name, 128 * 128, 4), [141, 7055, 10265, 16]);
         let signs: Vec<f64> = (0..8)
             .map(|i| {
