@@ -3,9 +3,18 @@
 //! The executor calls these hooks only when `cluster.check` is present. Handlers must call them for every memory
 //! access (after bounds were tested), every synchronisation edge and every asynchronous operation.
 
+pub mod clock;
+pub mod global;
 pub mod hooks;
+pub mod layout;
+pub mod report;
+pub mod shadow;
+pub mod valid;
 
-use crate::program::Site;
+use crate::program::{Program, Site};
+pub use global::GlobalLog;
+use std::collections::HashMap;
+use std::sync::Arc;
 
 /// What kind of mistake was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,6 +37,37 @@ pub enum FindingKind {
     ClusterLifetime,
     OrderDependentSum,
     DivergentAligned,
+}
+
+impl FindingKind {
+    /// Worth knowing, but no mistake: does not fail a launch.
+    pub fn is_note(self) -> bool {
+        self == FindingKind::OrderDependentSum
+    }
+
+    /// The name used in reports and golden files.
+    pub fn name(self) -> &'static str {
+        match self {
+            FindingKind::SharedRace => "shared-race",
+            FindingKind::GlobalRace => "global-race",
+            FindingKind::MissingProxyFence => "missing-proxy-fence",
+            FindingKind::MbarrierMisuse => "mbarrier-misuse",
+            FindingKind::Deadlock => "deadlock",
+            FindingKind::Livelock => "livelock",
+            FindingKind::StageReuse => "stage-reuse",
+            FindingKind::WgmmaRegisters => "wgmma-registers",
+            FindingKind::WgmmaOperand => "wgmma-operand",
+            FindingKind::LayoutMismatch => "layout-mismatch",
+            FindingKind::TensorMap => "tensor-map",
+            FindingKind::Uninitialized => "uninitialized",
+            FindingKind::OutOfBounds => "out-of-bounds",
+            FindingKind::Setmaxnreg => "setmaxnreg",
+            FindingKind::NamedBarrier => "named-barrier",
+            FindingKind::ClusterLifetime => "cluster-lifetime",
+            FindingKind::OrderDependentSum => "order-dependent-sum",
+            FindingKind::DivergentAligned => "divergent-aligned",
+        }
+    }
 }
 
 /// One finding: what, where, and the other site it conflicts with.
@@ -119,6 +159,24 @@ pub struct At {
 /// State of all checkers of one cluster.
 pub struct Checker {
     pub kernel: String,
-    pub sites: std::sync::Arc<Vec<Site>>,
+    pub sites: Arc<Vec<Site>>,
+    pub files: Arc<Vec<(u32, String)>>,
     pub findings: Vec<Finding>,
+    /// Findings are collected; the launch goes on.
+    pub collect: bool,
+    /// Global accesses, for the comparison with other clusters after the launch.
+    pub log: GlobalLog,
+    agents: clock::Agents,
+    /// Shadow of each CTA's shared memory.
+    shared: Vec<shadow::Shadow>,
+    /// Swizzle tags of each CTA's shared memory.
+    layout: Vec<Vec<u8>>,
+    /// Shadow of the global memory that this cluster has touched.
+    global: shadow::Shadow,
+    objects: HashMap<Sync, hooks::Object>,
+    registers: valid::Registers,
 }
+
+// SAFETY: the raw pointer in `Shadow` points into its own boxed pages; a checker belongs to one cluster, which runs on one
+// thread at a time.
+unsafe impl Send for Checker {}

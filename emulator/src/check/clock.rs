@@ -1,0 +1,221 @@
+//! Vector clocks and the agents that own their components.
+//!
+//! Every warp is an agent. Every asynchronous operation (a tensor copy, a wgmma, a cp.async group) is an agent of its own
+//! from issue to completion: what it reads and writes is ordered after its issue and before whatever waits for it, and
+//! is concurrent with everything else. Agents of finished operations are used again, oldest first; their component of
+//! the clock goes on counting, so that a stale entry of another agent's clock never orders a new operation. (An agent that
+//! observed the *new* operation then also counts as having observed the old one of the same slot: a race with an
+//! operation that ended at least [`KEEP`] operations ago may be missed, never invented.)
+
+use std::collections::VecDeque;
+
+/// Finished slots kept aside before the oldest is used again.
+const KEEP: usize = 96;
+
+/// A vector clock. Missing components are zero.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Clock(Vec<u32>);
+
+impl Clock {
+    #[inline(always)]
+    pub fn get(&self, agent: u32) -> u32 {
+        self.0.get(agent as usize).copied().unwrap_or(0)
+    }
+
+    pub fn set(&mut self, agent: u32, value: u32) {
+        let i = agent as usize;
+        if self.0.len() <= i {
+            self.0.resize(i + 1, 0);
+        }
+        self.0[i] = value;
+    }
+
+    /// Componentwise maximum.
+    pub fn join(&mut self, other: &Clock) {
+        if self.0.len() < other.0.len() {
+            self.0.resize(other.0.len(), 0);
+        }
+        for (a, b) in self.0.iter_mut().zip(&other.0) {
+            *a = (*a).max(*b);
+        }
+    }
+
+    pub fn copy_from(&mut self, other: &Clock) {
+        self.0.clear();
+        self.0.extend_from_slice(&other.0);
+    }
+
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// What an agent knows: everything that happened before, and which of the generic-proxy writes among that are visible
+/// to the async proxy (a `fence.proxy.async` lies on the path).
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Knowledge {
+    pub seen: Clock,
+    pub proxied_shared: Clock,
+    pub proxied_global: Clock,
+}
+
+impl Knowledge {
+    pub fn join(&mut self, other: &Knowledge) {
+        self.seen.join(&other.seen);
+        self.proxied_shared.join(&other.proxied_shared);
+        self.proxied_global.join(&other.proxied_global);
+    }
+
+    pub fn copy_from(&mut self, other: &Knowledge) {
+        self.seen.copy_from(&other.seen);
+        self.proxied_shared.copy_from(&other.proxied_shared);
+        self.proxied_global.copy_from(&other.proxied_global);
+    }
+}
+
+/// Who an agent is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Identity {
+    Warp {
+        cta: u32,
+        warp: u32,
+    },
+    /// An asynchronous operation.
+    Operation {
+        what: &'static str,
+        issuer: u32,
+        pc: u32,
+    },
+}
+
+#[derive(Debug)]
+pub struct AgentState {
+    pub identity: Identity,
+    pub knowledge: Knowledge,
+    /// Snapshot at the last fence of at least CTA scope: what a relaxed write or atomic releases.
+    pub fenced: Option<Knowledge>,
+    /// What relaxed reads and atomics have seen: acquired at the next fence.
+    pub observed: Option<Knowledge>,
+}
+
+/// All agents of a cluster.
+#[derive(Debug, Default)]
+pub struct Agents {
+    pub all: Vec<AgentState>,
+    finished: VecDeque<u32>,
+}
+
+impl Agents {
+    pub fn add(&mut self, identity: Identity) -> u32 {
+        let id = self.all.len() as u32;
+        let mut knowledge = Knowledge::default();
+        knowledge.seen.set(id, 1);
+        self.all.push(AgentState {
+            identity,
+            knowledge,
+            fenced: None,
+            observed: None,
+        });
+        id
+    }
+
+    /// A new operation that knows what its issuer knows.
+    pub fn fork(&mut self, issuer: u32, pc: u32, what: &'static str) -> u32 {
+        let identity = Identity::Operation { what, issuer, pc };
+        let id = if self.finished.len() > KEEP {
+            let id = self.finished.pop_front().unwrap_or(0);
+            self.all[id as usize].identity = identity;
+            id
+        } else {
+            self.add(identity)
+        };
+        let own = self.all[id as usize].knowledge.seen.get(id) + 1;
+        let (a, b) = two(&mut self.all, id as usize, issuer as usize);
+        a.knowledge.copy_from(&b.knowledge);
+        a.knowledge.seen.set(id, own);
+        a.fenced = None;
+        a.observed = None;
+        self.tick(issuer);
+        id
+    }
+
+    /// The operation will not access anything any more.
+    pub fn finish(&mut self, id: u32) {
+        if matches!(self.all[id as usize].identity, Identity::Operation { .. })
+            && !self.finished.contains(&id)
+        {
+            self.finished.push_back(id);
+        }
+    }
+
+    /// What follows is not covered by what was released so far.
+    pub fn tick(&mut self, id: u32) {
+        let k = &mut self.all[id as usize].knowledge.seen;
+        let v = k.get(id) + 1;
+        k.set(id, v);
+    }
+
+    pub fn knows(&mut self, id: u32) -> &mut Knowledge {
+        &mut self.all[id as usize].knowledge
+    }
+
+    pub fn name(&self, id: u32) -> String {
+        match self.all.get(id as usize).map(|a| &a.identity) {
+            Some(Identity::Warp { cta, warp }) => format!("warp {warp} of CTA {cta}"),
+            Some(Identity::Operation { what, issuer, .. }) => {
+                format!("{what} issued by {}", self.name(*issuer))
+            }
+            None => format!("agent {id}"),
+        }
+    }
+}
+
+/// Two different elements at once.
+pub fn two<T>(v: &mut [T], a: usize, b: usize) -> (&mut T, &mut T) {
+    assert_ne!(a, b);
+    if a < b {
+        let (x, y) = v.split_at_mut(b);
+        (&mut x[a], &mut y[0])
+    } else {
+        let (x, y) = v.split_at_mut(a);
+        (&mut y[0], &mut x[b])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_used_again_slot_is_not_ordered_by_what_was_seen_of_its_predecessor() {
+        let mut a = Agents::default();
+        let w = a.add(Identity::Warp { cta: 0, warp: 0 });
+        let v = a.add(Identity::Warp { cta: 0, warp: 1 });
+        let first = a.fork(w, 0, "copy");
+        let known = a.all[first as usize].knowledge.clone();
+        a.knows(v).join(&known);
+        a.finish(first);
+        let mut again = first;
+        for _ in 0..2 * KEEP {
+            again = a.fork(w, 0, "copy");
+            if again == first {
+                break;
+            }
+            a.finish(again);
+        }
+        assert_eq!(again, first, "the slot comes round");
+        let epoch = a.all[again as usize].knowledge.seen.get(again);
+        assert!(epoch > a.all[v as usize].knowledge.seen.get(again));
+    }
+
+    #[test]
+    fn join_is_the_componentwise_maximum() {
+        let mut a = Clock::default();
+        a.set(2, 5);
+        let mut b = Clock::default();
+        b.set(0, 3);
+        b.set(2, 4);
+        a.join(&b);
+        assert_eq!((a.get(0), a.get(1), a.get(2), a.get(9)), (3, 0, 5, 0));
+    }
+}

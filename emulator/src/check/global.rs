@@ -1,0 +1,159 @@
+//! Races between clusters in global memory.
+//!
+//! Nothing orders two clusters of one launch except atomics and acquire/release accesses, and a kernel that uses those
+//! runs all its CTAs under one checker. For every other kernel the clusters run independently; each keeps a log of
+//! the ranges it read and wrote, and after the launch overlapping ranges of different clusters, at least one of them written,
+//! are races. The log merges neighbouring accesses of one instruction, so it stays short for streaming kernels.
+
+use super::{Finding, FindingKind, Kind, SiteRef};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    pub start: u64,
+    pub end: u64,
+    pub pc: u32,
+    pub write: bool,
+}
+
+/// Global accesses of one cluster.
+#[derive(Debug, Default, Clone)]
+pub struct GlobalLog {
+    pub ranges: Vec<Range>,
+    /// Length at which the log is compacted next.
+    limit: usize,
+}
+
+impl GlobalLog {
+    pub fn add(&mut self, address: u64, bytes: u64, kind: Kind, pc: u32) {
+        if kind == Kind::Atomic {
+            return;
+        }
+        let new = Range {
+            start: address,
+            end: address + bytes,
+            pc,
+            write: kind == Kind::Write,
+        };
+        for r in self.ranges.iter_mut().rev().take(8) {
+            if r.pc == pc && r.write == new.write && new.start <= r.end && new.end >= r.start {
+                r.start = r.start.min(new.start);
+                r.end = r.end.max(new.end);
+                return;
+            }
+        }
+        self.ranges.push(new);
+        if self.ranges.len() > self.limit.max(4096) {
+            self.compact();
+            self.limit = self.ranges.len() * 2;
+        }
+    }
+
+    /// Sorts by instruction and merges touching ranges.
+    pub fn compact(&mut self) {
+        self.ranges
+            .sort_unstable_by_key(|r| (r.pc, r.write, r.start));
+        let mut out: Vec<Range> = Vec::with_capacity(self.ranges.len());
+        for r in &self.ranges {
+            match out.last_mut() {
+                Some(l) if l.pc == r.pc && l.write == r.write && r.start <= l.end => {
+                    l.end = l.end.max(r.end)
+                }
+                _ => out.push(*r),
+            }
+        }
+        self.ranges = out;
+    }
+}
+
+/// Overlaps of different clusters' logs, one per pair of instructions. `logs` holds (cluster, log).
+pub fn races(kernel: &str, logs: &mut [(u32, GlobalLog)]) -> Vec<Finding> {
+    let mut all: Vec<(Range, u32)> = Vec::new();
+    for (cluster, log) in logs.iter_mut() {
+        log.compact();
+        all.extend(log.ranges.iter().map(|r| (*r, *cluster)));
+    }
+    all.sort_unstable_by_key(|(r, c)| (r.start, r.end, r.pc, *c));
+    let mut findings: Vec<Finding> = Vec::new();
+    // Ranges that may still overlap what follows.
+    let mut open: Vec<(Range, u32)> = Vec::new();
+    for (r, cluster) in all {
+        open.retain(|(o, _)| o.end > r.start);
+        for (o, other) in &open {
+            if *other == cluster || !(o.write || r.write) {
+                continue;
+            }
+            if findings
+                .iter()
+                .any(|f| f.sites[0].pc == r.pc && f.sites[1].pc == o.pc)
+                || findings.len() >= 50
+            {
+                continue;
+            }
+            let verb = |w: bool| if w { "writes" } else { "reads" };
+            findings.push(Finding {
+                kind: FindingKind::GlobalRace,
+                kernel: kernel.to_string(),
+                message: format!(
+                    "cluster {cluster} {} global address {:#x}, which cluster {other} {}, and nothing orders clusters of one launch",
+                    verb(r.write),
+                    r.start,
+                    verb(o.write)
+                ),
+                sites: vec![
+                    SiteRef { pc: r.pc, who: format!("cluster {cluster}"), role: verb(r.write).into() },
+                    SiteRef { pc: o.pc, who: format!("cluster {other}"), role: verb(o.write).into() },
+                ],
+            });
+        }
+        // Reads of many clusters overlap freely; keep one per cluster and instruction only where a write may follow.
+        open.push((r, cluster));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(ranges: &[(u64, u64, Kind, u32)]) -> GlobalLog {
+        let mut l = GlobalLog::default();
+        for &(a, n, k, pc) in ranges {
+            l.add(a, n, k, pc);
+        }
+        l
+    }
+
+    #[test]
+    fn neighbouring_accesses_of_one_instruction_are_one_range() {
+        let l = log(&[
+            (0, 16, Kind::Write, 1),
+            (16, 16, Kind::Write, 1),
+            (32, 16, Kind::Read, 2),
+            (48, 16, Kind::Write, 1),
+        ]);
+        assert_eq!(l.ranges.len(), 3);
+    }
+
+    #[test]
+    fn overlapping_writes_of_two_clusters_are_found_and_reads_are_not() {
+        let mut logs = vec![
+            (0, log(&[(0, 64, Kind::Write, 1)])),
+            (1, log(&[(60, 64, Kind::Write, 1)])),
+        ];
+        let f = races("k", &mut logs);
+        assert_eq!(f.len(), 1);
+        assert!(f[0].message.contains("0x3c"), "{}", f[0].message);
+        let mut logs = vec![
+            (0, log(&[(0, 64, Kind::Read, 1)])),
+            (1, log(&[(0, 64, Kind::Read, 1), (64, 4, Kind::Write, 2)])),
+        ];
+        assert!(races("k", &mut logs).is_empty());
+        let mut logs = vec![
+            (0, log(&[(0, 64, Kind::Read, 1)])),
+            (1, log(&[(0, 4, Kind::Write, 2)])),
+        ];
+        assert_eq!(races("k", &mut logs).len(), 1);
+        let mut logs = vec![(0, log(&[(0, 64, Kind::Write, 1), (0, 64, Kind::Read, 2)]))];
+        assert!(races("k", &mut logs).is_empty());
+    }
+}
