@@ -167,9 +167,9 @@ pub fn check(r: &Recipe) -> Result<()> {
         r.val_fraction
     );
     require!(
-        r.tokenizer_path != "bytes" || r.vocab_size == 257,
-        "set vocab_size = 257: 256 bytes and the document mark",
-        "tokenizer_path = \"bytes\" has 257 ids, but vocab_size = {}",
+        r.tokenizer_path != "bytes" || r.vocab_size == 256,
+        "set vocab_size = 256: the bytes 0 to 254 and the document mark",
+        "tokenizer_path = \"bytes\" has 256 ids, but vocab_size = {}",
         r.vocab_size
     );
 
