@@ -33,11 +33,24 @@ impl Tokenizer {
         }
         let path = base.join(name);
         let what = format!("tokenizer {}", path.display());
-        let data = std::fs::read(&path)
-            .map_err(|error| Failure::user(&what, error, "set tokenizer_path to `bytes` or to a SentencePiece .model file"))?;
-        let model = Model::parse(&data)
-            .map_err(|why| Failure::user(&what, why, "tokenizer_path wants a SentencePiece BPE .model file"))?;
-        Ok(Self::SentencePiece { path: name.to_owned(), model: Arc::new(model) })
+        let data = std::fs::read(&path).map_err(|error| {
+            Failure::user(
+                &what,
+                error,
+                "set tokenizer_path to `bytes` or to a SentencePiece .model file",
+            )
+        })?;
+        let model = Model::parse(&data).map_err(|why| {
+            Failure::user(
+                &what,
+                why,
+                "tokenizer_path wants a SentencePiece BPE .model file",
+            )
+        })?;
+        Ok(Self::SentencePiece {
+            path: name.to_owned(),
+            model: Arc::new(model),
+        })
     }
 
     pub fn vocab_size(&self) -> usize {
@@ -68,7 +81,11 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u16]) -> String {
         match self {
             Self::Bytes => {
-                let bytes: Vec<u8> = ids.iter().filter(|id| **id != BYTE_MARK).map(|id| *id as u8).collect();
+                let bytes: Vec<u8> = ids
+                    .iter()
+                    .filter(|id| **id != BYTE_MARK)
+                    .map(|id| *id as u8)
+                    .collect();
                 String::from_utf8_lossy(&bytes).into_owned()
             }
             Self::SentencePiece { model, .. } => model.decode(ids),
@@ -78,7 +95,9 @@ impl Tokenizer {
     pub fn description(&self) -> String {
         match self {
             Self::Bytes => "byte tokenizer".into(),
-            Self::SentencePiece { path, model } => format!("SentencePiece {path} ({} ids)", model.len()),
+            Self::SentencePiece { path, model } => {
+                format!("SentencePiece {path} ({} ids)", model.len())
+            }
         }
     }
 
@@ -86,7 +105,9 @@ impl Tokenizer {
     pub fn byte_table(&self) -> ByteTable {
         match self {
             Self::Bytes => ByteTable {
-                bytes: (0..BYTE_VOCAB).map(|id| u16::from(id != BYTE_MARK as usize)).collect(),
+                bytes: (0..BYTE_VOCAB)
+                    .map(|id| u16::from(id != BYTE_MARK as usize))
+                    .collect(),
                 leading_space: vec![false; BYTE_VOCAB],
                 boundary: (0..BYTE_VOCAB).map(|id| id == BYTE_MARK as usize).collect(),
                 mark: BYTE_MARK,
@@ -142,7 +163,10 @@ impl ByteTable {
 
     /// Bytes of a stream: token i is the target of token i - 1, the first is no target.
     pub fn total(&self, stream: &[u16]) -> u64 {
-        stream.windows(2).map(|pair| self.of(pair[0], pair[1])).sum()
+        stream
+            .windows(2)
+            .map(|pair| self.of(pair[0], pair[1]))
+            .sum()
     }
 
     pub fn document_mark(&self) -> u16 {
@@ -170,6 +194,9 @@ mod tests {
         assert_eq!(Tokenizer::Bytes.decode(&ids), text);
         let mut stream = vec![Tokenizer::Bytes.document_mark()];
         stream.extend(&ids);
-        assert_eq!(Tokenizer::Bytes.byte_table().total(&stream), text.len() as u64);
+        assert_eq!(
+            Tokenizer::Bytes.byte_table().total(&stream),
+            text.len() as u64
+        );
     }
 }

@@ -21,18 +21,38 @@ pub struct Normalizer {
 }
 
 impl Normalizer {
+    /// White space rules without a character map.
+    pub fn with_rules(
+        add_dummy_prefix: bool,
+        remove_extra_whitespaces: bool,
+        escape_whitespaces: bool,
+    ) -> Self {
+        Self {
+            add_dummy_prefix,
+            remove_extra_whitespaces,
+            escape_whitespaces,
+            ..Self::default()
+        }
+    }
+
     /// Reads a precompiled character map; an empty blob is the identity.
     pub fn load_map(&mut self, blob: &[u8]) -> Result<(), String> {
         if blob.is_empty() {
             return Ok(());
         }
         let bad = || "its character map is damaged".to_owned();
-        let size = u32::from_le_bytes(blob.get(..4).ok_or_else(bad)?.try_into().expect("4 bytes")) as usize;
-        let trie = blob.get(4..4usize.checked_add(size).ok_or_else(bad)?).ok_or_else(bad)?;
+        let size = u32::from_le_bytes(blob.get(..4).ok_or_else(bad)?.try_into().expect("4 bytes"))
+            as usize;
+        let trie = blob
+            .get(4..4usize.checked_add(size).ok_or_else(bad)?)
+            .ok_or_else(bad)?;
         if !size.is_multiple_of(4) {
             return Err(bad());
         }
-        self.trie = trie.chunks_exact(4).map(|unit| u32::from_le_bytes(unit.try_into().expect("4 bytes"))).collect();
+        self.trie = trie
+            .chunks_exact(4)
+            .map(|unit| u32::from_le_bytes(unit.try_into().expect("4 bytes")))
+            .collect();
         self.replacements = blob[4 + size..].to_vec();
         Ok(())
     }
@@ -50,7 +70,9 @@ impl Normalizer {
             }
             node ^= offset(unit);
             if unit & (1 << 8) != 0 {
-                let Some(value) = self.trie.get(node) else { break };
+                let Some(value) = self.trie.get(node) else {
+                    break;
+                };
                 found = Some((i + 1, (value & 0x7fff_ffff) as usize));
             }
         }
@@ -59,7 +81,10 @@ impl Normalizer {
 
     fn replacement(&self, at: usize) -> &str {
         let tail = self.replacements.get(at..).unwrap_or_default();
-        let end = tail.iter().position(|byte| *byte == 0).unwrap_or(tail.len());
+        let end = tail
+            .iter()
+            .position(|byte| *byte == 0)
+            .unwrap_or(tail.len());
         std::str::from_utf8(&tail[..end]).unwrap_or("\u{fffd}")
     }
 
@@ -72,7 +97,9 @@ impl Normalizer {
         let mut started = false;
         while let Some(first) = rest.chars().next() {
             let (length, mut chunk) = match self.longest(rest.as_bytes()) {
-                Some((length, at)) if rest.is_char_boundary(length) => (length, self.replacement(at)),
+                Some((length, at)) if rest.is_char_boundary(length) => {
+                    (length, self.replacement(at))
+                }
                 _ => (first.len_utf8(), &rest[..first.len_utf8()]),
             };
             if after_space {
@@ -104,9 +131,9 @@ mod tests {
 
     #[test]
     fn white_space_rules() {
-        let normalizer = Normalizer { remove_extra_whitespaces: true, escape_whitespaces: true, add_dummy_prefix: true, ..Normalizer::default() };
+        let normalizer = Normalizer::with_rules(true, true, true);
         assert_eq!(normalizer.normalize("  a  b "), "▁a▁b");
-        let plain = Normalizer { escape_whitespaces: true, ..Normalizer::default() };
+        let plain = Normalizer::with_rules(false, false, true);
         assert_eq!(plain.normalize(" a  b "), "▁a▁▁b▁");
         assert_eq!(plain.normalize(""), "");
     }

@@ -21,13 +21,19 @@ impl Prefetch {
         let (to_loop, ready) = sync_channel(1);
         let (empty, from_loop) = channel();
         let thread = std::thread::spawn(move || read_ahead(stream, shape, &to_loop, &from_loop));
-        Self { ready: Some(ready), empty, thread: Some(thread) }
+        Self {
+            ready: Some(ready),
+            empty,
+            thread: Some(thread),
+        }
     }
 
     /// The next batch, waiting for it if need be.
     pub fn next(&mut self) -> Result<Batch> {
         let ready = self.ready.as_ref().expect("alive until dropped");
-        ready.recv().map_err(|_| anyhow!("the data thread has ended after an earlier error"))?
+        ready
+            .recv()
+            .map_err(|_| anyhow!("the data thread has ended after an earlier error"))?
     }
 
     /// Gives a used batch's buffers back.
@@ -37,7 +43,12 @@ impl Prefetch {
     }
 }
 
-fn read_ahead(mut stream: TokenStream, shape: BatchShape, to_loop: &SyncSender<Result<Batch>>, from_loop: &Receiver<Batch>) {
+fn read_ahead(
+    mut stream: TokenStream,
+    shape: BatchShape,
+    to_loop: &SyncSender<Result<Batch>>,
+    from_loop: &Receiver<Batch>,
+) {
     loop {
         let mut batch = from_loop.try_recv().unwrap_or_default();
         let result = stream.next_into(&shape, &mut batch);
@@ -64,8 +75,15 @@ mod tests {
 
     #[test]
     fn delivers_the_same_batches_as_the_stream() {
-        let stream = || TokenStream::from_tokens((0..500).map(|i| i % 97).collect(), 97, "test").unwrap();
-        let shape = BatchShape { step_tokens: 32, micro_steps: 2, ranks: 1, rank: 0, seq_len: 8 };
+        let stream =
+            || TokenStream::from_tokens((0..500).map(|i| i % 97).collect(), 97, "test").unwrap();
+        let shape = BatchShape {
+            step_tokens: 32,
+            micro_steps: 2,
+            ranks: 1,
+            rank: 0,
+            seq_len: 8,
+        };
         let mut direct = stream();
         let mut ahead = Prefetch::start(stream(), shape);
         for _ in 0..20 {
@@ -78,7 +96,16 @@ mod tests {
     #[test]
     fn reports_a_bad_token_once_and_then_the_end() {
         let stream = TokenStream::from_tokens(vec![1, 2, 99, 4, 5], 10, "test").unwrap();
-        let mut ahead = Prefetch::start(stream, BatchShape { step_tokens: 4, micro_steps: 1, ranks: 1, rank: 0, seq_len: 4 });
+        let mut ahead = Prefetch::start(
+            stream,
+            BatchShape {
+                step_tokens: 4,
+                micro_steps: 1,
+                ranks: 1,
+                rank: 0,
+                seq_len: 4,
+            },
+        );
         assert!(ahead.next().unwrap_err().to_string().contains("token 99"));
         assert!(ahead.next().is_err());
     }

@@ -83,9 +83,13 @@ impl<'a> Wire<'a> {
             }
             2 => {
                 let length = self.varint()?;
-                Field::Bytes(self.take(usize::try_from(length).map_err(|_| "a field is too long")?)?)
+                Field::Bytes(
+                    self.take(usize::try_from(length).map_err(|_| "a field is too long")?)?,
+                )
             }
-            5 => Field::Float(f32::from_le_bytes(self.take(4)?.try_into().expect("4 bytes"))),
+            5 => Field::Float(f32::from_le_bytes(
+                self.take(4)?.try_into().expect("4 bytes"),
+            )),
             _ => return Err("it is not a protocol buffer".into()),
         };
         Ok(Some((tag >> 3, field)))
@@ -96,7 +100,7 @@ impl Model {
     /// Reads a `.model` file. The error says what is wrong with it.
     pub fn parse(data: &[u8]) -> Result<Self, String> {
         let mut pieces = Vec::new();
-        let mut normalizer = Normalizer { add_dummy_prefix: true, remove_extra_whitespaces: true, escape_whitespaces: true, ..Normalizer::default() };
+        let mut normalizer = Normalizer::with_rules(true, true, true);
         let (mut model_type, mut suffix) = (1, 0);
         let (mut unknown, mut bos) = (0, 1);
         let mut wire = Wire(data);
@@ -121,7 +125,9 @@ impl Model {
                         match (number, field) {
                             (2, Field::Bytes(map)) => normalizer.load_map(map)?,
                             (3, Field::Number(value)) => normalizer.add_dummy_prefix = value != 0,
-                            (4, Field::Number(value)) => normalizer.remove_extra_whitespaces = value != 0,
+                            (4, Field::Number(value)) => {
+                                normalizer.remove_extra_whitespaces = value != 0
+                            }
                             (5, Field::Number(value)) => normalizer.escape_whitespaces = value != 0,
                             _ => {}
                         }
@@ -145,16 +151,28 @@ impl Model {
         Self::build(pieces, unknown, bos, normalizer)
     }
 
-    fn build(pieces: Vec<Piece>, unknown: u64, bos: u64, normalizer: Normalizer) -> Result<Self, String> {
+    fn build(
+        pieces: Vec<Piece>,
+        unknown: u64,
+        bos: u64,
+        normalizer: Normalizer,
+    ) -> Result<Self, String> {
         let unknown = pieces
             .iter()
             .position(|piece| piece.kind == Kind::Unknown)
-            .or(usize::try_from(unknown).ok().filter(|id| *id < pieces.len()))
+            .or(usize::try_from(unknown)
+                .ok()
+                .filter(|id| *id < pieces.len()))
             .ok_or("it has no unknown piece")? as u16;
         let bos = usize::try_from(bos)
             .ok()
-            .filter(|id| pieces.get(*id).is_some_and(|piece| piece.kind == Kind::Control))
-            .ok_or("it has no begin-of-sentence piece, which starts every document")? as u16;
+            .filter(|id| {
+                pieces
+                    .get(*id)
+                    .is_some_and(|piece| piece.kind == Kind::Control)
+            })
+            .ok_or("it has no begin-of-sentence piece, which starts every document")?
+            as u16;
         let mut ids = HashMap::with_capacity(pieces.len());
         let mut bytes: Box<[Option<u16>; 256]> = Box::new([None; 256]);
         for (id, piece) in pieces.iter().enumerate() {
@@ -168,7 +186,14 @@ impl Model {
         }
         let all: Option<Vec<u16>> = bytes.iter().copied().collect();
         let bytes = all.map(|all| Box::new(<[u16; 256]>::try_from(all).expect("256 bytes")));
-        Ok(Self { pieces, ids, bytes, unknown, bos, normalizer })
+        Ok(Self {
+            pieces,
+            ids,
+            bytes,
+            unknown,
+            bos,
+            normalizer,
+        })
     }
 
     pub fn pieces(&self) -> &[Piece] {
@@ -256,7 +281,9 @@ fn read_piece(data: &[u8]) -> Result<Piece, String> {
     let mut wire = Wire(data);
     while let Some((number, field)) = wire.next()? {
         match (number, field) {
-            (1, Field::Bytes(bytes)) => text = std::str::from_utf8(bytes).map_err(|_| "a piece is not UTF-8")?,
+            (1, Field::Bytes(bytes)) => {
+                text = std::str::from_utf8(bytes).map_err(|_| "a piece is not UTF-8")?
+            }
             (2, Field::Float(value)) => score = value,
             (3, Field::Number(value)) => kind = value,
             _ => {}
@@ -269,12 +296,19 @@ fn read_piece(data: &[u8]) -> Result<Piece, String> {
         4 => Kind::UserDefined,
         5 => Kind::Unused,
         6 => {
-            let hex = text.strip_prefix("<0x").and_then(|t| t.strip_suffix('>')).ok_or("a byte piece has no value")?;
+            let hex = text
+                .strip_prefix("<0x")
+                .and_then(|t| t.strip_suffix('>'))
+                .ok_or("a byte piece has no value")?;
             Kind::Byte(u8::from_str_radix(hex, 16).map_err(|_| "a byte piece has no value")?)
         }
         other => return Err(format!("a piece has the unknown type {other}")),
     };
-    Ok(Piece { text: text.to_owned(), score, kind })
+    Ok(Piece {
+        text: text.to_owned(),
+        score,
+        kind,
+    })
 }
 
 /// A candidate pair. Ordered by score, then leftmost.
@@ -298,7 +332,9 @@ impl PartialOrd for Candidate {
 }
 impl Ord for Candidate {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.score.total_cmp(&other.score).then(other.left.cmp(&self.left))
+        self.score
+            .total_cmp(&other.score)
+            .then(other.left.cmp(&self.left))
     }
 }
 
@@ -322,31 +358,58 @@ struct Merger<'a> {
 
 impl<'a> Merger<'a> {
     fn new(model: &'a Model, text: &'a str) -> Self {
-        let user: Vec<&str> = model.pieces.iter().filter(|p| p.kind == Kind::UserDefined && !p.text.is_empty()).map(|p| p.text.as_str()).collect();
+        let user: Vec<&str> = model
+            .pieces
+            .iter()
+            .filter(|p| p.kind == Kind::UserDefined && !p.text.is_empty())
+            .map(|p| p.text.as_str())
+            .collect();
         let mut symbols: Vec<Symbol> = Vec::with_capacity(text.len());
         let mut start = 0;
         while let Some(c) = text[start..].chars().next() {
-            let fixed = user.iter().filter(|piece| text[start..].starts_with(**piece)).map(|piece| piece.len()).max();
+            let fixed = user
+                .iter()
+                .filter(|piece| text[start..].starts_with(**piece))
+                .map(|piece| piece.len())
+                .max();
             let end = start + fixed.unwrap_or(c.len_utf8());
             let i = symbols.len();
-            symbols.push(Symbol { start, end, previous: i.checked_sub(1), next: Some(i + 1), frozen: fixed.is_some() });
+            symbols.push(Symbol {
+                start,
+                end,
+                previous: i.checked_sub(1),
+                next: Some(i + 1),
+                frozen: fixed.is_some(),
+            });
             start = end;
         }
         if let Some(last) = symbols.last_mut() {
             last.next = None;
         }
-        Self { model, text, symbols, queue: BinaryHeap::new() }
+        Self {
+            model,
+            text,
+            symbols,
+            queue: BinaryHeap::new(),
+        }
     }
 
     fn offer(&mut self, left: Option<usize>, right: Option<usize>) {
-        let (Some(left), Some(right)) = (left, right) else { return };
+        let (Some(left), Some(right)) = (left, right) else {
+            return;
+        };
         let (l, r) = (&self.symbols[left], &self.symbols[right]);
         if l.frozen || r.frozen {
             return;
         }
         let piece = &self.text[l.start..r.end];
         if let Some(id) = self.model.ids.get(piece) {
-            self.queue.push(Candidate { score: self.model.pieces[*id as usize].score, left, right, length: piece.len() });
+            self.queue.push(Candidate {
+                score: self.model.pieces[*id as usize].score,
+                left,
+                right,
+                length: piece.len(),
+            });
         }
     }
 
@@ -388,11 +451,15 @@ mod tests {
     use super::*;
 
     fn piece(text: &str, score: f32, kind: Kind) -> Piece {
-        Piece { text: text.into(), score, kind }
+        Piece {
+            text: text.into(),
+            score,
+            kind,
+        }
     }
 
     fn model(pieces: Vec<Piece>) -> Model {
-        let normalizer = Normalizer { escape_whitespaces: true, ..Normalizer::default() };
+        let normalizer = Normalizer::with_rules(false, false, true);
         Model::build(pieces, 1, 0, normalizer).unwrap()
     }
 
@@ -408,13 +475,20 @@ mod tests {
         ]);
         assert_eq!(m.encode("aaab"), [2, 3]);
         assert_eq!(m.encode("aaa"), [2, 4]);
-        assert_eq!(m.encode("axyb"), [4, 1, 5], "a run of unknown characters is one id");
+        assert_eq!(
+            m.encode("axyb"),
+            [4, 1, 5],
+            "a run of unknown characters is one id"
+        );
         assert_eq!(m.decode(&[0, 4, 1, 5]), "a \u{2047} b");
     }
 
     #[test]
     fn unknown_characters_fall_back_to_bytes() {
-        let mut pieces = vec![piece("<s>", 0.0, Kind::Control), piece("<unk>", 0.0, Kind::Unknown)];
+        let mut pieces = vec![
+            piece("<s>", 0.0, Kind::Control),
+            piece("<unk>", 0.0, Kind::Unknown),
+        ];
         pieces.extend((0..=255).map(|b| piece(&format!("<0x{b:02X}>"), 0.0, Kind::Byte(b))));
         let m = model(pieces);
         assert_eq!(m.encode("é"), [2 + 0xc3, 2 + 0xa9]);

@@ -45,7 +45,10 @@ impl BatchShape {
         if share == 0 || self.rank >= self.ranks || !self.step_tokens.is_multiple_of(share) {
             return Err(Failure::user(
                 "train_batch_tokens",
-                format!("{} tokens do not split into {} micro-steps of {} ranks with sequences of {}", self.step_tokens, self.micro_steps, self.ranks, self.seq_len),
+                format!(
+                    "{} tokens do not split into {} micro-steps of {} ranks with sequences of {}",
+                    self.step_tokens, self.micro_steps, self.ranks, self.seq_len
+                ),
                 format!("use a multiple of {share}, or other grad_accum_steps"),
             )
             .into());
@@ -111,7 +114,12 @@ impl TokenStream {
         if *starts.last().expect("not empty") == 0 {
             return Err(Failure::user("training data", "no tokens", "check data_path").into());
         }
-        Ok(Self { parts, starts, vocab_size, cursor: 0 })
+        Ok(Self {
+            parts,
+            starts,
+            vocab_size,
+            cursor: 0,
+        })
     }
 
     /// Tokens before the stream repeats.
@@ -187,7 +195,13 @@ mod tests {
     }
 
     fn shape(ranks: usize, rank: usize, micro_steps: usize) -> BatchShape {
-        BatchShape { step_tokens: 64, micro_steps, ranks, rank, seq_len: 4 }
+        BatchShape {
+            step_tokens: 64,
+            micro_steps,
+            ranks,
+            rank,
+            seq_len: 4,
+        }
     }
 
     #[test]
@@ -220,7 +234,13 @@ mod tests {
 
     #[test]
     fn published_step_takes_786440_tokens() {
-        let shape = BatchShape { step_tokens: 786_432, micro_steps: 1, ranks: 8, rank: 3, seq_len: 2048 };
+        let shape = BatchShape {
+            step_tokens: 786_432,
+            micro_steps: 1,
+            ranks: 8,
+            rank: 3,
+            seq_len: 2048,
+        };
         assert_eq!(shape.advance(), 786_440);
         assert_eq!(shape.sequences(), 48);
     }
@@ -230,25 +250,60 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let all: Vec<u16> = (0..150).map(|i| i * 7 % 100).collect();
         for (i, part) in all.chunks(37).enumerate() {
-            super::super::shard::write(&folder.path().join(format!("fineweb_train_{i:06}.bin")), part).unwrap();
+            super::super::shard::write(
+                &folder.path().join(format!("fineweb_train_{i:06}.bin")),
+                part,
+            )
+            .unwrap();
         }
-        let open = || TokenStream::from_shards(super::super::shard::open_split(folder.path(), "train").unwrap(), 100).unwrap();
+        let open = || {
+            TokenStream::from_shards(
+                super::super::shard::open_split(folder.path(), "train").unwrap(),
+                100,
+            )
+            .unwrap()
+        };
         let mut shards = open();
         let mut memory = TokenStream::from_tokens(all, 100, "all").unwrap();
         for _ in 0..5 {
-            assert_eq!(shards.next(&shape(2, 1, 2)).unwrap(), memory.next(&shape(2, 1, 2)).unwrap());
+            assert_eq!(
+                shards.next(&shape(2, 1, 2)).unwrap(),
+                memory.next(&shape(2, 1, 2)).unwrap()
+            );
         }
         let mut resumed = open();
         resumed.seek(shards.cursor());
-        assert_eq!(resumed.next(&shape(2, 1, 2)).unwrap(), shards.next(&shape(2, 1, 2)).unwrap());
+        assert_eq!(
+            resumed.next(&shape(2, 1, 2)).unwrap(),
+            shards.next(&shape(2, 1, 2)).unwrap()
+        );
     }
 
     #[test]
     fn bad_tokens_and_shapes_are_refused() {
-        let mut bad = TokenStream::from_tokens(vec![1, 2, 900, 3, 4, 5, 6, 7, 8], 10, "text").unwrap();
-        let shape = BatchShape { step_tokens: 4, micro_steps: 1, ranks: 1, rank: 0, seq_len: 4 };
-        assert!(bad.next(&shape).unwrap_err().to_string().contains("token 900 at position 2"));
-        assert!(BatchShape { seq_len: 3, ..shape }.check().is_err());
+        let mut bad =
+            TokenStream::from_tokens(vec![1, 2, 900, 3, 4, 5, 6, 7, 8], 10, "text").unwrap();
+        let shape = BatchShape {
+            step_tokens: 4,
+            micro_steps: 1,
+            ranks: 1,
+            rank: 0,
+            seq_len: 4,
+        };
+        assert!(
+            bad.next(&shape)
+                .unwrap_err()
+                .to_string()
+                .contains("token 900 at position 2")
+        );
+        assert!(
+            BatchShape {
+                seq_len: 3,
+                ..shape
+            }
+            .check()
+            .is_err()
+        );
         assert!(BatchShape { rank: 1, ..shape }.check().is_err());
     }
 }
