@@ -6,6 +6,7 @@ use super::lexer::{Tok, Token};
 use super::parser::{MAX_REGISTERS, Parser, Result, space};
 
 const MAX_DIMENSIONS: usize = 16;
+const TOO_MANY: &str = "more than 4194304 registers in one module";
 
 /// What stands before the names of a declaration.
 #[derive(Default)]
@@ -259,6 +260,9 @@ impl<'a> Parser<'_, 'a> {
                 };
                 self.bump();
                 self.expect(b'>')?;
+                if count as usize > MAX_REGISTERS - self.register_count {
+                    return self.error_at(token, TOO_MANY);
+                }
                 for i in 0..count {
                     self.register_or_vector(body, &format!("{name}{i}"), ty, kind.width, token)?;
                 }

@@ -20,11 +20,14 @@ pub mod ast;
 mod constant;
 mod debug;
 mod declaration;
+pub mod fatbin;
 mod function;
 mod initializer;
 mod lexer;
 mod operand;
 mod parser;
+#[cfg(test)]
+mod tests;
 
 pub use parser::parse;
 
