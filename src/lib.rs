@@ -6,6 +6,7 @@
 pub mod data;
 pub mod evaluate;
 pub mod failure;
+pub mod model;
 pub mod parity;
 pub mod recipe;
 pub mod train;

@@ -117,13 +117,14 @@ pub fn check(r: &Recipe) -> Result<()> {
         "vrl_enabled is #657's form, value_residual #1573's; choose one",
         "vrl_enabled and value_residual are both true"
     );
-    if let Some(layer) = r.recycle_layers.iter().find(|l| **l >= r.num_layers / 2) {
+    if let Some(layer) = r.recycle_layers.iter().find(|l| **l >= r.num_layers) {
         return refuse(
             format!(
-                "recycle_layers names layer {layer}, but only the encoder layers (below {}) can be replayed",
-                r.num_layers / 2
+                "recycle_layers names layer {layer}, but there are {} layers (0 to {})",
+                r.num_layers,
+                r.num_layers - 1
             ),
-            "replayed layers run between encoder and decoder",
+            "name existing layers; they run again between encoder and decoder",
         );
     }
     require!(
@@ -302,7 +303,7 @@ mod tests {
             ("ve_layers", "[]"),
             ("ve_layers", "[9, 9]"),
             ("value_residual", "true"),
-            ("recycle_layers", "[7]"),
+            ("recycle_layers", "[11]"),
             ("rope_dims", "15"),
             ("train_batch_tokens", "1000"),
             ("grad_accum_steps", "7"),

@@ -250,7 +250,7 @@ recipe_keys! {
         vrl_enabled: bool = true, Published, "Value residual of #657: V of later layers is mixed with layer 0's through a sigmoid gate (init -1.5).";
         value_residual: bool = false, Published, "Value residual of #1573: two free factors per layer (init 0.5, 0.5).";
         gated_attention: bool = false, Published, "Sigmoid gate per head on the attention output (bias init 4).";
-        recycle_layers: Vec<usize> = vec![], Own, "Encoder layers applied a second time between encoder and decoder, each after its own scale and bias.";
+        recycle_layers: Vec<usize> = vec![], Own, "Layers applied once more between encoder and decoder, each after its own scale and bias (#1573: 3 and 4).";
         rope_base: f64 = 10_000.0, Published, "Base of the rotary frequencies.";
         rope_dims: usize = 16, Published, "Head dimensions that are rotated.";
         rope_train_seq_len: usize = 1024, Own, "Above this length the rotary base grows by the NTK rule. The published modules have 1024 built in (#1072: 2048).";

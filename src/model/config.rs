@@ -1,0 +1,325 @@
+//! The model that a recipe describes: sizes, switches, and the layer passes in order.
+
+use anyhow::Result;
+
+use crate::failure::Failure;
+use crate::recipe::Recipe;
+
+/// Sizes and switches, with everything derived from a recipe worked out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    pub vocab: usize,
+    pub layers: usize,
+    /// Width of the residual stream, `d`.
+    pub dim: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    /// Width of the MLP, `F`.
+    pub hidden: usize,
+    pub softcap: f32,
+    pub rope_base: f64,
+    pub rope_dims: usize,
+    pub rope_train_seq_len: usize,
+    pub ln_scale: bool,
+    pub bigram: Option<Bigram>,
+    /// Per layer: exclusive self-attention.
+    pub xsa: Vec<bool>,
+    pub value_embedding: Option<ValueEmbedding>,
+    pub value_residual: ValueResidual,
+    pub gated_attention: bool,
+    /// Layer of each recycle modulation.
+    pub recycled: Vec<usize>,
+    pub passes: Vec<Pass>,
+    pub initial: Initial,
+}
+
+/// Width of a head; the kernels serve this one.
+pub const HEAD_DIM: usize = 64;
+
+/// The hashed embedding of token pairs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bigram {
+    pub buckets: usize,
+    pub dim: usize,
+}
+
+/// The embedding added to V in some layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ValueEmbedding {
+    pub dim: usize,
+    pub layers: Vec<usize>,
+}
+
+/// How later layers mix in the first layer's V.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ValueResidual {
+    Off,
+    /// v ← (1 - g) v + g v_first with g = σ(`vrl_gate`); v_first is the raw projection.
+    Gate,
+    /// v ← λ0 v_first + λ1 v with `vr_lambda`; v_first includes the layer's value embedding.
+    Lambda,
+}
+
+/// What initial weights depend on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Initial {
+    pub seed: u64,
+    pub embedding_std: f64,
+    pub q_gain: f64,
+    /// `bigram.proj` and `ve_shared.proj` times 1 / sqrt(2 L).
+    pub scaled_projections: bool,
+}
+
+/// One application of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pass {
+    pub layer: usize,
+    pub before: Before,
+    /// Index among the value embedding's layers.
+    pub value_embedding: Option<usize>,
+    /// The output of this pass is kept for a skip connection.
+    pub keeps_skip: bool,
+}
+
+/// What happens to the residual stream before a pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    Nothing,
+    /// x ← x + `skip_weights`\[row\] ⊙ (output of the encoder pass `from`).
+    Skip {
+        row: usize,
+        from: usize,
+    },
+    /// x ← x ⊙ `recycle_mods.{index}.scale` + `.bias`.
+    Recycle {
+        index: usize,
+    },
+}
+
+impl Config {
+    /// The model of a recipe. What the kernels cannot serve is refused with the reason.
+    pub fn new(recipe: &Recipe) -> Result<Self> {
+        let r = recipe;
+        let refuse = |why: String, hint: &str| -> Result<Self> {
+            Err(Failure::user(format!("recipe {}", r.name), why, hint).into())
+        };
+        if r.head_dim != HEAD_DIM || r.num_heads * HEAD_DIM != r.model_dim {
+            return refuse(
+                format!(
+                    "{} heads of {} do not make model_dim = {}",
+                    r.num_heads, r.head_dim, r.model_dim
+                ),
+                "the kernels serve heads of 64: num_heads = model_dim / 64",
+            );
+        }
+        if r.rope_dims != 16 {
+            return refuse(
+                format!("rope_dims = {}", r.rope_dims),
+                "the kernels rotate 16 dimensions of each head",
+            );
+        }
+        for (key, value) in [("bigram_dim", r.bigram_dim), ("ve_dim", r.ve_dim)] {
+            if value % 8 != 0 {
+                return refuse(
+                    format!("{key} = {value} is not a multiple of 8"),
+                    "rows of a matrix start at multiples of 16 bytes",
+                );
+            }
+        }
+        let value_embedding = r.ve_enabled.then(|| ValueEmbedding {
+            dim: r.ve_dim,
+            layers: r.ve_layers.clone(),
+        });
+        let value_residual = match (r.vrl_enabled, r.value_residual) {
+            (true, _) => ValueResidual::Gate,
+            (false, true) => ValueResidual::Lambda,
+            (false, false) => ValueResidual::Off,
+        };
+        if value_residual != ValueResidual::Off
+            && value_embedding
+                .as_ref()
+                .is_some_and(|v| v.layers.contains(&0))
+        {
+            return refuse(
+                "ve_layers names layer 0, whose V is the residual of later layers".into(),
+                "leave layer 0 out of ve_layers, or set vrl_enabled and value_residual to false",
+            );
+        }
+        let mut config = Self {
+            vocab: r.vocab_size,
+            layers: r.num_layers,
+            dim: r.model_dim,
+            heads: r.num_heads,
+            kv_heads: r.num_kv_heads,
+            hidden: r.mlp_mult * r.model_dim,
+            softcap: r.logit_softcap as f32,
+            rope_base: r.rope_base,
+            rope_dims: r.rope_dims,
+            rope_train_seq_len: r.rope_train_seq_len,
+            ln_scale: r.ln_scale,
+            bigram: (r.bigram_vocab_size > 0).then_some(Bigram {
+                buckets: r.bigram_vocab_size,
+                dim: r.bigram_dim,
+            }),
+            xsa: (0..r.num_layers)
+                .map(|layer| layer + r.xsa_last_n >= r.num_layers)
+                .collect(),
+            value_embedding,
+            value_residual,
+            gated_attention: r.gated_attention,
+            recycled: r.recycle_layers.clone(),
+            passes: Vec::new(),
+            initial: Initial {
+                seed: r.seed,
+                embedding_std: r.tied_embed_init_std,
+                q_gain: r.qk_gain_init,
+                scaled_projections: r.scaled_proj_init,
+            },
+        };
+        config.passes = config.order_of_passes();
+        Ok(config)
+    }
+
+    /// Layers of the first half, whose outputs feed the skips.
+    pub fn encoder_layers(&self) -> usize {
+        self.layers / 2
+    }
+
+    pub fn decoder_layers(&self) -> usize {
+        self.layers - self.encoder_layers()
+    }
+
+    /// Rows of `skip_weights`.
+    pub fn skips(&self) -> usize {
+        self.encoder_layers().min(self.decoder_layers())
+    }
+
+    pub fn kv_dim(&self) -> usize {
+        self.kv_heads * HEAD_DIM
+    }
+
+    /// `C`: columns of q | k | v.
+    pub fn qkv_columns(&self) -> usize {
+        self.dim + 2 * self.kv_dim()
+    }
+
+    /// `S`: columns of the raw projection, with the gate logits behind q | k | v where there are any.
+    pub fn projected_columns(&self) -> usize {
+        let gates = if self.gated_attention {
+            16 * self.heads.div_ceil(16)
+        } else {
+            0
+        };
+        self.qkv_columns() + gates
+    }
+
+    /// 1 / sqrt(layer + 1), the factor of a layer's normalised inputs.
+    pub fn norm_scale(&self, layer: usize) -> f32 {
+        if self.ln_scale {
+            (1.0 / (layer as f64 + 1.0).sqrt()) as f32
+        } else {
+            1.0
+        }
+    }
+
+    /// The rotary base for sequences of `seq_len`: it grows by the NTK rule beyond the built-in training length.
+    pub fn rope_base_at(&self, seq_len: usize) -> f64 {
+        if seq_len <= self.rope_train_seq_len {
+            return self.rope_base;
+        }
+        let dims = self.rope_dims as f64;
+        let stretch = seq_len as f64 / self.rope_train_seq_len as f64;
+        self.rope_base * stretch.powf(dims / (dims - 2.0))
+    }
+
+    /// The scale and bias of replays sit before the pass; a skip is popped from the encoder's stack, latest first.
+    fn order_of_passes(&self) -> Vec<Pass> {
+        let ve_index = |layer: usize| {
+            let embedding = self.value_embedding.as_ref()?;
+            embedding.layers.iter().position(|&l| l == layer)
+        };
+        let encoder = self.encoder_layers();
+        let mut passes: Vec<Pass> = (0..encoder)
+            .map(|layer| Pass {
+                layer,
+                before: Before::Nothing,
+                value_embedding: ve_index(layer),
+                keeps_skip: encoder - 1 - layer < self.skips(),
+            })
+            .collect();
+        // NOTE: replays have no value embedding, and their outputs are not skip sources.
+        passes.extend(
+            self.recycled
+                .iter()
+                .enumerate()
+                .map(|(index, &layer)| Pass {
+                    layer,
+                    before: Before::Recycle { index },
+                    value_embedding: None,
+                    keeps_skip: false,
+                }),
+        );
+        passes.extend((0..self.decoder_layers()).map(|i| Pass {
+            layer: encoder + i,
+            before: if i < self.skips() {
+                Before::Skip {
+                    row: i,
+                    from: encoder - 1 - i,
+                }
+            } else {
+                Before::Nothing
+            },
+            value_embedding: ve_index(encoder + i),
+            keeps_skip: false,
+        }));
+        passes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn eleven_layers_pair_five_skips() {
+        let config = Config::new(&Recipe::default()).unwrap();
+        let pairs: Vec<(usize, usize)> = config
+            .passes
+            .iter()
+            .filter_map(|pass| match pass.before {
+                Before::Skip { from, .. } => Some((pass.layer, from)),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(pairs, [(5, 4), (6, 3), (7, 2), (8, 1), (9, 0)]);
+        assert_eq!(config.passes.len(), 11);
+        assert_eq!(config.xsa.iter().position(|&x| x), Some(7));
+    }
+
+    #[test]
+    fn replays_come_between_encoder_and_decoder() {
+        let recipe = Recipe {
+            num_layers: 12,
+            recycle_layers: vec![3, 4],
+            ve_layers: vec![10, 11],
+            ..Recipe::default()
+        };
+        let config = Config::new(&recipe).unwrap();
+        let order: Vec<usize> = config.passes.iter().map(|pass| pass.layer).collect();
+        assert_eq!(order, [0, 1, 2, 3, 4, 5, 3, 4, 6, 7, 8, 9, 10, 11]);
+        assert_eq!(config.passes[7].before, Before::Recycle { index: 1 });
+    }
+
+    #[test]
+    fn what_no_kernel_serves_is_refused() {
+        let recipe = Recipe {
+            rope_dims: 32,
+            ..Recipe::default()
+        };
+        let failure: Failure = Config::new(&recipe)
+            .expect_err("32 dimensions")
+            .downcast()
+            .unwrap();
+        assert!(failure.why.contains("rope_dims") && !failure.hint.is_empty());
+    }
+}

@@ -1,0 +1,5 @@
+//! The model on its device.
+
+pub mod config;
+pub mod init;
+pub mod parameters;
