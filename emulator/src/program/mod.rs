@@ -114,6 +114,27 @@ pub struct Effects {
     pub pred_writes: Vec<u16>,
     /// The write does not define every lane/bit of the row (guarded, partial): the old value stays live.
     pub partial: bool,
+    /// Rows that liveness must treat as read here although the operation itself reads nothing of them now, so that
+    /// they do not count for the uninitialised-read check: operands that wgmma uses later, or only if scale-d is true.
+    pub keeps: Vec<(RowId, u8)>,
+    pub in_flight: InFlight,
+}
+
+/// What an operation does to registers that asynchronous tensor operations still use.
+///
+/// `wgmma.mma_async` reads and writes its registers until a `wait_group` says that its group is done, so they must
+/// keep their rows until there: [`keep_in_flight`](crate::tensor::lifetime::keep_in_flight) adds them to the
+/// `keeps` of the waits and runs before liveness.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum InFlight {
+    #[default]
+    None,
+    /// The rows of `reads`, `writes` and `keeps` stay in use.
+    Start,
+    /// What was started so far belongs to a group.
+    Commit,
+    /// All but the newest n groups are done.
+    Wait(u32),
 }
 
 /// How a row is filled when a warp starts.

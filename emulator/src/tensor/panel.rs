@@ -1,0 +1,355 @@
+//! Operands unpacked for the multiply kernels.
+//!
+//! The kernels accumulate directly in the registers' fragment layout. A plane (one accumulator register of a warp)
+//! holds in lane l the element of row l/4 and column 2(l%4)+p of an 8 x 8 block, so its update for one k is
+//!
+//! ```text
+//! plane[l] += A[row l/4][k] * B[k][column 2(l%4)+p]
+//! ```
+//!
+//! a vector in which A changes every 4 lanes and B repeats every 4 lanes. Hence:
+//!
+//! * the **A panel** holds for every k and group of 4 rows 16 values, each element four times: `[k][16 groups][4 x 4]`;
+//! * the **B panel** holds for every k and block of 8 columns the even columns, then the odd ones:
+//!   `[k][n/8][0 2 4 6 1 3 5 7]`; four of them are broadcast at a time.
+//!
+//! Values are f32 (exact for every floating format) or i32.
+
+use super::descriptor::Tile;
+use super::format::Format;
+use crate::exec::SHARED_BASE;
+
+/// Largest depth of an instruction in elements that are multiplied one by one.
+pub const MAX_K: usize = 64;
+
+/// Position of A element (`row`, `k`) in its panel (the first of its four copies).
+#[inline(always)]
+pub fn a_index(row: usize, k: usize) -> usize {
+    k * 256 + (row / 4) * 16 + (row % 4) * 4
+}
+
+/// Position of B element (`k`, `column`) in its panel of `n` columns.
+#[inline(always)]
+pub fn b_index(n: usize, k: usize, column: usize) -> usize {
+    k * n + (column / 8) * 8 + (column % 2) * 4 + (column % 8) / 2
+}
+
+/// Both panels. One per host thread, reused by every instruction.
+#[repr(C, align(64))]
+pub struct Panels {
+    /// f32 or i32 bits.
+    pub a: [u32; MAX_K * 256],
+    pub b: [u32; MAX_K * 256],
+}
+
+impl Panels {
+    pub fn boxed() -> Box<Self> {
+        // SAFETY: all-zero bits are valid u32s; the layout is that of Panels.
+        unsafe {
+            let layout = std::alloc::Layout::new::<Self>();
+            let p = std::alloc::alloc_zeroed(layout).cast::<Self>();
+            if p.is_null() {
+                std::alloc::handle_alloc_error(layout);
+            }
+            Box::from_raw(p)
+        }
+    }
+}
+
+/// The A operand as bytes: 64 rows of 32 bytes along K (from registers or K-major shared memory), or 16 k of 64
+/// 16-bit elements (MN-major).
+#[repr(C, align(64))]
+#[derive(Clone)]
+pub struct RawA {
+    pub bytes: [u8; 2048],
+    pub mn_major: bool,
+}
+
+impl RawA {
+    /// Copies an operand out of shared memory. `tile` was found in bounds.
+    pub fn gather(&mut self, tile: &Tile, shared: &[u8]) {
+        self.mn_major = tile.mn_major;
+        let mut copy = |to: usize, address: u32| {
+            let from = (address - SHARED_BASE) as usize;
+            self.bytes[to..to + 16].copy_from_slice(&shared[from..from + 16]);
+        };
+        if tile.mn_major {
+            for k in 0..16 {
+                for piece in 0..8 {
+                    copy((k * 8 + piece) as usize * 16, tile.mn_piece(piece, k));
+                }
+            }
+        } else {
+            for row in 0..64 {
+                copy(row as usize * 32, tile.k_piece(row, 0));
+                copy(row as usize * 32 + 16, tile.k_piece(row, 1));
+            }
+        }
+    }
+
+    /// The 8 x 16 bytes of rows `8 * group ..` of piece `piece`, transposed if need be: byte rows along K.
+    fn k_row(&self, row: usize) -> [u8; 32] {
+        let mut out = [0; 32];
+        if self.mn_major {
+            for k in 0..16 {
+                out[2 * k..2 * k + 2].copy_from_slice(&self.bytes[k * 128 + row * 2..][..2]);
+            }
+        } else {
+            out.copy_from_slice(&self.bytes[row * 32..][..32]);
+        }
+        out
+    }
+}
+
+/// The first piece of rows `0..rows` that is not inside shared memory.
+pub fn out_of_bounds(tile: &Tile, rows: u32, shared_bytes: usize) -> Option<u32> {
+    let end = u64::from(SHARED_BASE) + shared_bytes as u64;
+    // Quick test on the largest linear address, swizzled or not.
+    let (groups, far) = if tile.mn_major {
+        let per_row = 1 << tile.swizzle;
+        let last = u64::from((rows / 8).div_ceil(per_row) - 1);
+        if tile.swizzle == 0 {
+            (last * u64::from(tile.stride), u64::from(tile.leading))
+        } else {
+            (last * u64::from(tile.leading), u64::from(tile.stride))
+        }
+    } else {
+        let groups = u64::from(rows / 8 - 1) * u64::from(tile.stride);
+        (
+            groups,
+            if tile.swizzle == 0 {
+                u64::from(tile.leading)
+            } else {
+                16
+            },
+        )
+    };
+    let last = u64::from(tile.start) + groups + far + 8 * u64::from(tile.width());
+    if tile.start >= SHARED_BASE && (last | 127) < end {
+        return None;
+    }
+    let mut bad = None;
+    tile.pieces(0..rows, |a| {
+        if bad.is_none() && (a < SHARED_BASE || u64::from(a) + 16 > end) {
+            bad = Some(a);
+        }
+    });
+    bad
+}
+
+/// One element as panel bits, negated on request.
+#[inline(always)]
+fn element(format: Format, row: &[u8], i: usize, negate: bool) -> u32 {
+    if format.is_integer() {
+        format.integer(row, i) as u32
+    } else {
+        format.float(row, i).to_bits() ^ u32::from(negate) << 31
+    }
+}
+
+/// Fills the A panel: `depth` elements per row of 32 bytes.
+pub fn unpack_a(panel: &mut [u32], raw: &RawA, format: Format, depth: usize, negate: bool) {
+    #[cfg(target_arch = "x86_64")]
+    if format.bits() == 16 && !raw.mn_major && is_x86_feature_detected!("avx2") {
+        assert!(panel.len() >= 16 * 256);
+        // SAFETY: AVX2 was detected; 16 k of 256 values fit.
+        unsafe { simd::a_16bit(panel, raw, format == Format::F16, negate) };
+        return;
+    }
+    for row in 0..64 {
+        let bytes = raw.k_row(row);
+        for k in 0..depth {
+            let v = element(format, &bytes, k, negate);
+            panel[a_index(row, k)..][..4].fill(v);
+        }
+    }
+}
+
+/// Fills the B panel of `n` columns from shared memory. `tile` was found in bounds.
+pub fn unpack_b(
+    panel: &mut [u32],
+    tile: &Tile,
+    shared: &[u8],
+    n: usize,
+    format: Format,
+    depth: usize,
+    negate: bool,
+) {
+    assert!(panel.len() >= n * depth);
+    #[cfg(target_arch = "x86_64")]
+    if format.bits() == 16 && is_x86_feature_detected!("avx2") {
+        assert_eq!(out_of_bounds(tile, n as u32, shared.len()), None);
+        // SAFETY: AVX2 was detected, every piece was just found inside `shared`, and the panel holds 16 * n values.
+        unsafe { simd::b_16bit(panel, tile, shared, n, format == Format::F16, negate) };
+        return;
+    }
+    for column in 0..n {
+        let mut bytes = [0; 32];
+        let mut copy = |to: usize, len: usize, address: u32, offset: usize| {
+            let from = (address - SHARED_BASE) as usize + offset;
+            bytes[to..to + len].copy_from_slice(&shared[from..from + len]);
+        };
+        if tile.mn_major {
+            for k in 0..16 {
+                let a = tile.mn_piece(column as u32 / 8, k);
+                copy(2 * k as usize, 2, a, column % 8 * 2);
+            }
+        } else {
+            copy(0, 16, tile.k_piece(column as u32, 0), 0);
+            copy(16, 16, tile.k_piece(column as u32, 1), 0);
+        }
+        for k in 0..depth {
+            panel[b_index(n, k, column)] = element(format, &bytes, k, negate);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod simd {
+    //! 16-bit operands with AVX2: pairs of k are moved as 32-bit units and split when they are widened.
+    use super::*;
+    use std::arch::x86_64::*;
+
+    /// The f32 values of the 16-bit floats in the upper halves of 32-bit units whose lower halves are zero.
+    #[inline(always)]
+    unsafe fn widen(top: __m256i, f16: bool, sign: __m256i) -> __m256i {
+        // SAFETY: callers have AVX2.
+        unsafe {
+            let v = if f16 {
+                // The magnitude placed as if it were f32, times 2^112, is exact also for subnormals; infinities and
+                // NaNs get the full exponent.
+                let magnitude =
+                    _mm256_srli_epi32(_mm256_and_si256(top, _mm256_set1_epi32(0x7fff_0000)), 3);
+                let scaled = _mm256_castps_si256(_mm256_mul_ps(
+                    _mm256_castsi256_ps(magnitude),
+                    _mm256_set1_ps(f32::from_bits((127 + 112) << 23)),
+                ));
+                let special = _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(0x0f7f_ffff));
+                let v = _mm256_or_si256(
+                    scaled,
+                    _mm256_and_si256(special, _mm256_set1_epi32(0x7f80_0000)),
+                );
+                _mm256_or_si256(v, _mm256_and_si256(top, _mm256_set1_epi32(i32::MIN)))
+            } else {
+                top
+            };
+            _mm256_xor_si256(v, sign)
+        }
+    }
+
+    /// Transposes 4 x 4 units of 32 bits in each half.
+    #[inline(always)]
+    unsafe fn transpose(r: [__m256i; 4]) -> [__m256i; 4] {
+        // SAFETY: callers have AVX2.
+        unsafe {
+            let a = _mm256_unpacklo_epi32(r[0], r[1]);
+            let b = _mm256_unpackhi_epi32(r[0], r[1]);
+            let c = _mm256_unpacklo_epi32(r[2], r[3]);
+            let d = _mm256_unpackhi_epi32(r[2], r[3]);
+            [
+                _mm256_unpacklo_epi64(a, c),
+                _mm256_unpackhi_epi64(a, c),
+                _mm256_unpacklo_epi64(b, d),
+                _mm256_unpackhi_epi64(b, d),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load(low: *const u8, high: *const u8) -> __m256i {
+        // SAFETY: callers pass readable 16-byte pieces and have AVX2.
+        unsafe {
+            _mm256_inserti128_si256(
+                _mm256_castsi128_si256(_mm_loadu_si128(low.cast())),
+                _mm_loadu_si128(high.cast()),
+                1,
+            )
+        }
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub unsafe fn a_16bit(panel: &mut [u32], raw: &RawA, f16: bool, negate: bool) {
+        // SAFETY: rows and pieces stay inside the 2048 bytes, stores inside 16 * 256 values (asserted by the caller).
+        unsafe {
+            let sign = _mm256_set1_epi32(if negate { i32::MIN } else { 0 });
+            let first = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
+            let spread: [__m256i; 4] =
+                std::array::from_fn(|i| _mm256_add_epi32(first, _mm256_set1_epi32(2 * i as i32)));
+            let out = panel.as_mut_ptr();
+            for rows in 0..8 {
+                for piece in 0..2 {
+                    let p = |r: usize| raw.bytes.as_ptr().add((8 * rows + r) * 32 + 16 * piece);
+                    // Low half: rows 0-3, high half: rows 4-7.
+                    let t = transpose(std::array::from_fn(|i| load(p(i), p(i + 4))));
+                    for (pair, unit) in t.into_iter().enumerate() {
+                        let even = widen(_mm256_slli_epi32(unit, 16), f16, sign);
+                        let odd = widen(
+                            _mm256_and_si256(unit, _mm256_set1_epi32(0xffff_0000_u32 as i32)),
+                            f16,
+                            sign,
+                        );
+                        for (k, v) in [(2 * pair, even), (2 * pair + 1, odd)] {
+                            let to = out.add((8 * piece + k) * 256 + rows * 32);
+                            for (i, s) in spread.iter().enumerate() {
+                                _mm256_store_si256(
+                                    to.add(8 * i).cast(),
+                                    _mm256_permutevar8x32_epi32(v, *s),
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub unsafe fn b_16bit(
+        panel: &mut [u32],
+        tile: &Tile,
+        shared: &[u8],
+        n: usize,
+        f16: bool,
+        negate: bool,
+    ) {
+        // SAFETY: the caller has tested every piece; stores stay inside 16 * n values.
+        unsafe {
+            let sign = _mm256_set1_epi32(if negate { i32::MIN } else { 0 });
+            let base = shared.as_ptr();
+            let at = |address: u32| base.add((address - SHARED_BASE) as usize);
+            let out = panel.as_mut_ptr();
+            for block in 0..n / 8 {
+                let to = out.add(block * 8);
+                if tile.mn_major {
+                    // Even columns to the low half, odd ones to the high half, each in the upper 16 bits.
+                    for k in 0..16 {
+                        let v = _mm_loadu_si128(at(tile.mn_piece(block as u32, k)).cast());
+                        let v = _mm256_set_m128i(
+                            _mm_and_si128(v, _mm_set1_epi32(0xffff_0000_u32 as i32)),
+                            _mm_slli_epi32(v, 16),
+                        );
+                        _mm256_storeu_si256(to.add(k as usize * n).cast(), widen(v, f16, sign));
+                    }
+                    continue;
+                }
+                for piece in 0..2 {
+                    let p = |c: u32| at(tile.k_piece(8 * block as u32 + c, piece));
+                    let t = transpose(std::array::from_fn(|i| {
+                        load(p(2 * i as u32), p(2 * i as u32 + 1))
+                    }));
+                    for (pair, unit) in t.into_iter().enumerate() {
+                        let even = widen(_mm256_slli_epi32(unit, 16), f16, sign);
+                        let odd = widen(
+                            _mm256_and_si256(unit, _mm256_set1_epi32(0xffff_0000_u32 as i32)),
+                            f16,
+                            sign,
+                        );
+                        let k = 8 * piece as usize + 2 * pair;
+                        _mm256_storeu_si256(to.add(k * n).cast(), even);
+                        _mm256_storeu_si256(to.add((k + 1) * n).cast(), odd);
+                    }
+                }
+            }
+        }
+    }
+}
