@@ -4,6 +4,7 @@
 //! `kernels` → `driver`; `recipe`, `data` and `failure` are used by all. Nothing below knows what is above.
 
 pub mod data;
+pub mod driver;
 pub mod evaluate;
 pub mod failure;
 pub mod model;

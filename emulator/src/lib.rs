@@ -2,6 +2,7 @@
 pub mod asynchronous;
 pub mod check;
 pub mod device;
+pub mod driver;
 pub mod exec;
 pub mod memory;
 pub mod program;
