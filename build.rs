@@ -118,7 +118,11 @@ fn trampolines(root: &Path, out: &Path) -> Result<(), String> {
     assembly.push_str(match architecture.as_str() {
         "x86_64" => "    endbr64\n    movl $100, %eax\n    ret\n",
         "aarch64" => "    mov w0, #100\n    ret\n",
-        other => return Err(format!("no driver trampolines for {other}: CUDA exists for x86_64 and aarch64")),
+        other => {
+            return Err(format!(
+                "no driver trampolines for {other}: CUDA exists for x86_64 and aarch64"
+            ));
+        }
     });
     for (index, symbol) in symbols.iter().enumerate() {
         let offset = 8 * index;

@@ -1031,6 +1031,12 @@ unsafe extern "C" {
         value: ::core::ffi::c_int,
     ) -> CUresult;
     pub fn cuFuncGetName(name: *mut *const ::core::ffi::c_char, hfunc: CUfunction) -> CUresult;
+    pub fn cuFuncGetParamInfo(
+        func: CUfunction,
+        paramIndex: usize,
+        paramOffset: *mut usize,
+        paramSize: *mut usize,
+    ) -> CUresult;
     pub fn cuLaunchKernelEx(
         config: *const CUlaunchConfig,
         f: CUfunction,

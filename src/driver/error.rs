@@ -24,7 +24,8 @@ impl DriverError {
 
     /// The driver's name of the code, as in `CUDA_ERROR_INVALID_VALUE`.
     pub fn name(&self) -> String {
-        ask(self.code, bindings::cuGetErrorName).unwrap_or_else(|| format!("CUresult {}", self.code))
+        ask(self.code, bindings::cuGetErrorName)
+            .unwrap_or_else(|| format!("CUresult {}", self.code))
     }
 
     /// The driver's sentence on the code.
@@ -46,7 +47,11 @@ fn ask(
         return None;
     }
     // SAFETY: on success the driver points at a static string that ends in NUL.
-    Some(unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+    Some(
+        unsafe { CStr::from_ptr(text) }
+            .to_string_lossy()
+            .into_owned(),
+    )
 }
 
 impl fmt::Display for DriverError {

@@ -229,9 +229,8 @@ fn parameter_sizes(function: CUfunction) -> Option<Vec<usize>> {
     loop {
         let (mut offset, mut size) = (0, 0);
         // SAFETY: the function is loaded; both results have a place.
-        let result = unsafe {
-            bindings::cuFuncGetParamInfo(function, sizes.len(), &mut offset, &mut size)
-        };
+        let result =
+            unsafe { bindings::cuFuncGetParamInfo(function, sizes.len(), &mut offset, &mut size) };
         match result {
             bindings::cudaError_enum(0) => sizes.push(size),
             // Past the last one.

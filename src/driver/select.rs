@@ -57,6 +57,8 @@ pub struct DriverInfo {
     pub devices: usize,
     /// Name of device 0.
     pub device_name: String,
+    /// Functions of the table that the driver has, of how many.
+    pub functions: (usize, usize),
     /// Why this driver, in half a line.
     pub reason: String,
 }
@@ -124,15 +126,15 @@ pub fn init(choice: DeviceChoice) -> Result<DriverInfo> {
 
 /// The driver that [`init`] chose, if it has been called.
 pub fn active() -> Option<DriverInfo> {
-    ACTIVE.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    ACTIVE
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone()
 }
 
 fn start_emulator(reason: String) -> Result<DriverInfo> {
-    table::fill(|name| {
-        let name = name.to_str().ok()?;
-        birdie_emulator::driver::symbol(name)
-    });
-    Ok(describe(DriverKind::Emulator, reason)?)
+    let found = table::fill(|name| birdie_emulator::driver::symbol(name.to_str().ok()?));
+    Ok(describe(DriverKind::Emulator, found, reason)?)
 }
 
 /// Loads libcuda.so.1 and looks whether its device 0 can run the kernels. On failure nothing of it stays in use.
@@ -150,7 +152,7 @@ fn start_cuda(reason: &str) -> Result<DriverInfo, String> {
     if found == 0 {
         return Err("libcuda.so.1 has no driver function".to_owned());
     }
-    let info = describe(DriverKind::Cuda, reason.to_owned())
+    let info = describe(DriverKind::Cuda, found, reason.to_owned())
         .map_err(|error| format!("libcuda.so.1 is installed, but {error}"))?;
     let capability = (
         attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR),
@@ -165,12 +167,19 @@ fn start_cuda(reason: &str) -> Result<DriverInfo, String> {
     Ok(info)
 }
 
-fn describe(kind: DriverKind, reason: String) -> Result<DriverInfo, super::DriverError> {
+fn describe(
+    kind: DriverKind,
+    found: usize,
+    reason: String,
+) -> Result<DriverInfo, super::DriverError> {
     // SAFETY: all arguments are places for the results, of the types that the functions declare.
     unsafe {
         check(bindings::cuInit(0), || "cuInit")?;
         let mut version = 0;
-        check(bindings::cuDriverGetVersion(&mut version), || "driver version")?;
+        check(
+            bindings::cuDriverGetVersion(&mut version),
+            || "driver version",
+        )?;
         let mut devices = 0;
         check(bindings::cuDeviceGetCount(&mut devices), || "device count")?;
         if devices == 0 {
@@ -189,6 +198,7 @@ fn describe(kind: DriverKind, reason: String) -> Result<DriverInfo, super::Drive
             version: version.max(0) as u32,
             devices: devices.max(0) as usize,
             device_name: CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned(),
+            functions: (found, table::FUNCTIONS),
             reason,
         })
     }

@@ -11,7 +11,7 @@ const SYMBOLS: &[&CStr] = include!(concat!(env!("OUT_DIR"), "/driver_symbols.rs"
 
 unsafe extern "C" {
     /// Defined beside the trampolines, with as many slots as there are [`SYMBOLS`].
-    safe static birdie_driver_slots: [AtomicPtr<c_void>; SYMBOLS.len()];
+    safe static birdie_driver_slots: [AtomicPtr<c_void>; FUNCTIONS];
 }
 
 /// What a slot answers whose function the driver does not have.
@@ -38,6 +38,4 @@ pub fn fill(find: impl Fn(&CStr) -> Option<*const c_void>) -> usize {
 }
 
 /// How many functions the table has.
-pub fn len() -> usize {
-    SYMBOLS.len()
-}
+pub const FUNCTIONS: usize = SYMBOLS.len();

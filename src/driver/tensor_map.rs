@@ -5,9 +5,9 @@
 use anyhow::{Result, ensure};
 
 use super::bindings::{
-    self, CUtensorMap, CUtensorMapDataType_enum as DataType,
-    CUtensorMapFloatOOBfill_enum as Fill, CUtensorMapInterleave_enum as Interleave,
-    CUtensorMapL2promotion_enum as L2Promotion, CUtensorMapSwizzle_enum as RawSwizzle,
+    self, CUtensorMap, CUtensorMapDataType_enum as DataType, CUtensorMapFloatOOBfill_enum as Fill,
+    CUtensorMapInterleave_enum as Interleave, CUtensorMapL2promotion_enum as L2Promotion,
+    CUtensorMapSwizzle_enum as RawSwizzle,
 };
 use super::check;
 

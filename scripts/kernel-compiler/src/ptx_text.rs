@@ -40,6 +40,9 @@ pub fn portable(ptx: &str, root: &std::path::Path) -> String {
     for line in ptx.lines() {
         if line.starts_with(".version") {
             out.push_str(&format!(".version {major}.{minor}"));
+        } else if line.contains(".pragma \"used_bytes_mask") {
+            // A hint on which bytes of a vector load are read. It changes no result and would need ISA 8.3.
+            continue;
         } else if line.trim_start().starts_with(".file") {
             out.push_str(&relative_file(line, &root));
         } else {

@@ -1,0 +1,3 @@
+//! The driver table, and the thin wrappers over what cust lacks.
+
+mod linkage;
