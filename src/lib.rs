@@ -3,6 +3,7 @@
 //! The rooms, top down: `cli` → `train`, `evaluate`, `quantize`, `artifact`, `checkpoint` → `model` →
 //! `kernels` → `driver`; `recipe`, `data` and `failure` are used by all. Nothing below knows what is above.
 
+pub mod arena;
 pub mod data;
 pub mod driver;
 pub mod evaluate;

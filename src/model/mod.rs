@@ -2,4 +2,5 @@
 
 pub mod config;
 pub mod init;
+pub mod layout;
 pub mod parameters;
