@@ -1,6 +1,7 @@
 //! An H100 on the CPU: executes the PTX that nvcc emits for sm_90a and checks it.
 pub mod asynchronous;
 pub mod check;
+pub mod counters;
 pub mod device;
 pub mod driver;
 pub mod exec;
