@@ -4,11 +4,13 @@
 //! `kernels` → `driver`; `recipe`, `data` and `failure` are used by all. Nothing below knows what is above.
 
 pub mod arena;
+pub mod artifact;
 pub mod data;
 pub mod driver;
 pub mod evaluate;
 pub mod failure;
 pub mod model;
 pub mod parity;
+pub mod quantize;
 pub mod recipe;
 pub mod train;
