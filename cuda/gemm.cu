@@ -315,23 +315,29 @@ GEMM_BOUNDS gemm_nn_dleaky2(MAP a, MAP b, MAP out, MAP aux, GEMM_SHAPE_PARAMETER
   gemm<Major::K, Major::MN, Epilogue::DLeaky2>(&a, &b, &out, nullptr, &aux, nullptr,
                                                {m, n, k, batches, 1, ceil_div(k, BLOCK_K), 1.f, 0.f});
 }
-GEMM_BOUNDS gemm_tn_f32(MAP a, MAP b, float *out_f32, GEMM_SHAPE_PARAMETERS, i32 splits, i32 k_blocks_per_split) {
-  gemm<Major::MN, Major::MN, Epilogue::StoreF32>(&a, &b, nullptr, nullptr, nullptr, out_f32,
-                                                 {m, n, k, batches, splits, k_blocks_per_split, 1.f, 0.f});
-}
+#define GEMM_F32(NAME, A_MAJOR, B_MAJOR)                                                                               \
+  GEMM_BOUNDS NAME(MAP a, MAP b, float *out_f32, GEMM_SHAPE_PARAMETERS, i32 splits, i32 k_blocks_per_split) {          \
+    gemm<A_MAJOR, B_MAJOR, Epilogue::StoreF32>(&a, &b, nullptr, nullptr, nullptr, out_f32,                             \
+                                               {m, n, k, batches, splits, k_blocks_per_split, 1.f, 0.f});              \
+  }
+GEMM_F32(gemm_tn_f32, Major::MN, Major::MN)
+GEMM_F32(gemm_nn_f32, Major::K, Major::MN)
 
 // Second stage of a weight gradient: sums the splits in order, and turns the gradient of the folded weight W' = scale W
-// into those of W and scale.  G = sum_s partial[s];  grad[r,c] (+)= scale[r] G[r,c];  scale_grad[r] (+)= sum_c W[r,c] G[r,c].
-// One warp per row of N (a multiple of 4) columns. `scale` may be null (scale 1), `scale_grad` too; `scale_stride` is 1, or
-// 0 for one scale for all rows: then scale_grad must hold a value per row, to be summed by its owner.
+// into those of W and scale.  G = sum_s partial[s, row_begin + r];  grad[r,c] (+)= scale[r] G[r,c];
+// scale_grad[r] (+)= sum_c W[r,c] G[r,c].  partial is [splits, partial_rows, columns]: a product for q, k and v together is
+// taken apart by three launches with their row_begin. One warp per row, columns a multiple of 4. `scale` may be null (scale
+// 1), `scale_grad` too; `scale_stride` is 1, or 0 for one scale for all rows: then scale_grad is still one value per row, to
+// be summed by column_sum's caller.
 extern "C" __global__ void __launch_bounds__(256)
-    split_reduce(const float *partial, i32 splits, i32 rows, i32 columns, const float *scale, i32 scale_stride,
+    split_reduce(const float *partial, i32 splits, i32 partial_rows, i32 row_begin, i32 rows, i32 columns, const float *scale, i32 scale_stride,
                  const float *weight, float *grad, float *scale_grad, i32 accumulate) {
   const u32 lane = lane_id();
   const i32 row = i32(blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32);
   if (row >= rows) return;
   const float s = scale != nullptr ? scale[u64(row) * scale_stride] : 1.f;
-  const u64 offset = u64(row) * columns, split_stride = u64(rows) * columns;
+  const u64 offset = u64(row) * columns, split_stride = u64(partial_rows) * columns;
+  partial += u64(row_begin) * columns;
   float dot = 0.f;
   for (i32 c = 4 * i32(lane); c < columns; c += 128) {
     float4 g = *reinterpret_cast<const float4 *>(partial + offset + c);

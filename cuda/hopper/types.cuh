@@ -23,6 +23,11 @@ static_assert(sizeof(TensorMap) == 128, "a tensor map is 128 bytes");
 // Shared memory as the asynchronous units see it: 32-bit addresses of the shared::cta window.
 __device__ __forceinline__ u32 shared_address(const void *p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 
+// A compile-time bool as a function argument: selects a variant of a generic lambda.
+template <bool VALUE> struct Constant {
+  static constexpr bool value = VALUE;
+};
+
 template <typename T> __host__ __device__ constexpr T ceil_div(T a, T b) { return (a + b - 1) / b; }
 
 } // namespace birdie

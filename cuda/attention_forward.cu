@@ -1,0 +1,217 @@
+// Causal softmax attention, forward: head dimension 64, two query heads per key/value head.
+//
+// 1. Formula, per sequence b and query head h, with kv = h / 2:
+//      S = Q_h K_kv^T / 8, masked to key <= query;  P = softmax(S);  O_h = P V_kv
+//      lse[b,h,t] = log2(sum_key exp(S[t,key]))  (so that exp(S - ln-sum-exp) = 2^(S log2(e) - lse)); +inf for rows t >= T
+//
+// 2. Operands.
+//      q, k, v  bf16 [B, T, columns]  3-D maps that start at the first q, k or v column; 128-byte swizzle;
+//               boxes 64 columns x 64 rows (q) and 64 columns x 128 rows (k, v)
+//      out      bf16 [B, T, H 64]     box 64 x 64
+//      lse      f32 [B, H, Tp]
+//    Shared: Q 2 x 8 KB (later the output's staging), STAGES x (K 16 KB, V 16 KB).
+//
+// 3. Work. Grid (ceil(T/64), KV, B), longest rows first. A CTA takes 64 query rows of both heads of a group, so that K and
+//    V are read once for the two. 384 threads: warpgroup 0 loads (one thread, 24 registers), warpgroups 1 and 2 each own
+//    one head (240 registers): scores 64 + output 32 + packed probabilities 32.
+//
+// 4. Pipeline, key blocks of 128, from the diagonal down to key 0 (so only the first one is masked):
+//      producer   |Q, K n|V n|K n-1|V n-1|wait empty|...
+//      head 0           |S=QK|softmax     |O+=PV|S=QK|softmax ...
+//      head 1             |S=QK (tensor core is shared) |softmax     |O+=PV| ...   the two heads fill each other's gaps
+//
+// 5. Floor (predicted), T = 2048, N = 98304, H = 8: 206 GFLOP, 258 us at 798 TFLOP/s; exponentials 217 us; memory 102 us.
+//    This version runs products and exponentials of one head in turn, so at best near their sum divided among two heads.
+//
+// 6. Fences and waits, and what breaks without them:
+//      full_q/full_k/full_v   products of bytes that have not landed
+//      empty                  K or V overwritten while a product reads it
+//      wgmma_wait<0> after S  softmax reads unfinished scores; after PV: the stage is released too early, O is rescaled too early
+//      wgmma_fence            O's rescaling and the packed P are not ordered before the product
+//      fence_proxy_async + named barrier   the store engine reads stale or missing staging bytes
+//
+// 7. Limits: H = 2 KV; head dimension 64; T >= 1; Tp = 64 ceil(T / 64).
+#include "hopper/barrier.cuh"
+#include "hopper/fence.cuh"
+#include "hopper/matrix_moves.cuh"
+#include "hopper/mbarrier.cuh"
+#include "hopper/numeric.cuh"
+#include "hopper/tma.cuh"
+#include "hopper/warp.cuh"
+#include "hopper/wgmma.cuh"
+
+namespace birdie {
+
+constexpr int HEAD_DIM = 64, BLOCK_Q = 64, BLOCK_KEYS = 128, STAGES = 2, GROUP = 2;
+constexpr int THREADS = 128 * (1 + GROUP);
+constexpr u32 Q_BYTES = BLOCK_Q * HEAD_DIM * sizeof(bf16), KV_BYTES = BLOCK_KEYS * HEAD_DIM * sizeof(bf16);
+constexpr float SCALE_LOG2 = 0.125f * LOG2_E; // scores times this are exponents of 2
+
+static_assert(HEAD_DIM * sizeof(bf16) == 128, "a head is one 128-byte swizzled row");
+static_assert(BLOCK_KEYS % BLOCK_Q == 0, "the diagonal of a query tile lies in one key block");
+
+struct alignas(1024) ForwardShared {
+  u8 q[GROUP][Q_BYTES];
+  u8 k[STAGES][KV_BYTES], v[STAGES][KV_BYTES];
+  u64 full_q, full_k[STAGES], full_v[STAGES], empty[STAGES];
+};
+
+// The running softmax of one thread's two rows (r and r + 8 of its warp's 16).
+struct Softmax {
+  float maximum[2], sum[2]; // raw score maximum; this thread's share of the sum of exponentials
+
+  // Replaces scores by probabilities relative to the new maximum. Returns what the old output must be multiplied by.
+  template <bool FIRST> __device__ __forceinline__ void update(float (&s)[64], float (&rescale)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float m = FIRST ? s[2 * half] : maximum[half];
+#pragma unroll
+      for (int i = 0; i < 64; i += 4) m = fmaxf(m, fmaxf(s[i + 2 * half], s[i + 2 * half + 1]));
+      m = group_max<4>(m); // the four lanes of a row
+      rescale[half] = FIRST ? 0.f : exp2_approx((maximum[half] - m) * SCALE_LOG2);
+      maximum[half] = m;
+      const float offset = m * SCALE_LOG2;
+      float total = 0.f;
+#pragma unroll
+      for (int i = 0; i < 64; i += 4) {
+        float &a = s[i + 2 * half], &b = s[i + 2 * half + 1];
+        a = exp2_approx(a * SCALE_LOG2 - offset);
+        b = exp2_approx(b * SCALE_LOG2 - offset);
+        total += a + b;
+      }
+      sum[half] = FIRST ? total : sum[half] * rescale[half] + total;
+    }
+  }
+};
+
+__device__ __forceinline__ void mask_diagonal(float (&s)[64], i32 first_key, i32 row, u32 lane) {
+#pragma unroll
+  for (int i = 0; i < 64; ++i) {
+    const i32 key = first_key + 8 * (i >> 2) + 2 * i32(lane % 4) + (i & 1);
+    if (key > row + 8 * ((i >> 1) & 1)) s[i] = -INFINITY;
+  }
+}
+
+} // namespace birdie
+
+using namespace birdie;
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    attention_forward_causal_d64(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k,
+                                 const __grid_constant__ TensorMap v, const __grid_constant__ TensorMap out, float *lse,
+                                 i32 T, i32 Tp) {
+  extern __shared__ u8 shared_bytes[];
+  ForwardShared &shared = *reinterpret_cast<ForwardShared *>((reinterpret_cast<u64>(shared_bytes) + 1023) & ~u64(1023));
+  const u32 warpgroup = warp_id() / 4;
+  const i32 q0 = i32(gridDim.x - 1 - blockIdx.x) * BLOCK_Q, kv = i32(blockIdx.y), b = i32(blockIdx.z);
+  const i32 last_block = min(q0 + BLOCK_Q - 1, T - 1) / BLOCK_KEYS;
+
+  if (threadIdx.x == 0) {
+    mbarrier_init(&shared.full_q, 1);
+    for (int s = 0; s < STAGES; ++s) {
+      mbarrier_init(&shared.full_k[s], 1);
+      mbarrier_init(&shared.full_v[s], 1);
+      mbarrier_init(&shared.empty[s], 4 * GROUP);
+    }
+    fence_barrier_init();
+  }
+  __syncthreads();
+  RingPosition<STAGES> ring;
+
+  if (warpgroup == 0) { // ---- producer
+    registers_decrease<24>();
+    if (threadIdx.x == 0) {
+      mbarrier_arrive_expect(&shared.full_q, GROUP * Q_BYTES);
+      for (int h = 0; h < GROUP; ++h) tma_load_3d(shared.q[h], &q, &shared.full_q, (GROUP * kv + h) * HEAD_DIM, q0, b);
+      for (i32 block = last_block; block >= 0; --block) {
+        const u32 s = ring.stage;
+        mbarrier_wait(&shared.empty[s], ring.phase ^ 1);
+        mbarrier_arrive_expect(&shared.full_k[s], KV_BYTES);
+        tma_load_3d(shared.k[s], &k, &shared.full_k[s], kv * HEAD_DIM, block * BLOCK_KEYS, b);
+        mbarrier_arrive_expect(&shared.full_v[s], KV_BYTES);
+        tma_load_3d(shared.v[s], &v, &shared.full_v[s], kv * HEAD_DIM, block * BLOCK_KEYS, b);
+        ring.advance();
+      }
+    }
+    return;
+  }
+
+  // ---- consumers: one query head each
+  registers_increase<240>();
+  const u32 member = warpgroup - 1, thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;
+  const i32 row = q0 + i32(16 * warp + lane / 4);
+  const u64 dq = matrix_descriptor(shared_address(shared.q[member]), 16);
+  Softmax softmax;
+  float o[32];
+
+  // One key block: scores, probabilities, output. FIRST is the diagonal block.
+  const auto key_block = [&](auto first, i32 block) {
+    constexpr bool FIRST = decltype(first)::value;
+    const u32 stage = ring.stage;
+    float s[64];
+    mbarrier_wait(&shared.full_k[stage], ring.phase);
+    const u64 dk = matrix_descriptor(shared_address(shared.k[stage]), 16);
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < HEAD_DIM / 16; ++step)
+      wgmma_n128<Major::K, Major::K>(s, dq + step * K_STEP<Major::K>, dk + step * K_STEP<Major::K>, step != 0);
+    wgmma_commit();
+    wgmma_wait<0>();
+    accumulator_barrier(s);
+
+    if constexpr (FIRST) mask_diagonal(s, block * BLOCK_KEYS, row, lane);
+    float rescale[2];
+    softmax.update<FIRST>(s, rescale);
+    if constexpr (!FIRST) {
+#pragma unroll
+      for (int i = 0; i < 32; ++i) o[i] *= rescale[(i >> 1) & 1];
+    }
+    u32 p[BLOCK_KEYS / 16][4]; // the A operand of P V: the scores' accumulator layout, packed
+#pragma unroll
+    for (int i = 0; i < 32; ++i) p[i / 4][i % 4] = pack_bf16(s[2 * i], s[2 * i + 1]);
+
+    mbarrier_wait(&shared.full_v[stage], ring.phase);
+    const u64 dv = matrix_descriptor(shared_address(shared.v[stage]), 16);
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < BLOCK_KEYS / 16; ++step)
+      wgmma_n64<Major::MN>(o, p[step], dv + step * K_STEP<Major::MN>, !FIRST || step != 0);
+    wgmma_commit();
+    wgmma_wait<0>();
+    accumulator_barrier(o);
+    if (lane == 0) mbarrier_arrive(&shared.empty[stage]);
+    ring.advance();
+  };
+
+  mbarrier_wait(&shared.full_q, 0);
+  key_block(Constant<true>{}, last_block);
+  for (i32 block = last_block - 1; block >= 0; --block) key_block(Constant<false>{}, block);
+
+  // Output: normalise, stage in the tile that held this head's Q, store.
+  float inverse[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float sum = group_sum<4>(softmax.sum[half]);
+    inverse[half] = rcp_approx(sum);
+    if (lane % 4 == 0) {
+      const i32 t = row + 8 * half;
+      const u64 h = u64(b) * gridDim.y * GROUP + GROUP * kv + member;
+      lse[h * Tp + t] = t < T ? softmax.maximum[half] * SCALE_LOG2 + log2_approx(sum) : INFINITY;
+    }
+  }
+  const u32 staging = shared_address(shared.q[member]);
+#pragma unroll
+  for (int j = 0; j < HEAD_DIM / 16; ++j) {
+    const float *x = o + 8 * j;
+    stmatrix_x4(staging + swizzle_128b(16 * warp + (lane & 15), 16 * j + 8 * (lane >> 4)),
+                pack_bf16(x[0] * inverse[0], x[1] * inverse[0]), pack_bf16(x[2] * inverse[1], x[3] * inverse[1]),
+                pack_bf16(x[4] * inverse[0], x[5] * inverse[0]), pack_bf16(x[6] * inverse[1], x[7] * inverse[1]));
+  }
+  fence_proxy_async_shared();
+  named_barrier_sync(1 + member, 128);
+  if (thread == 0) {
+    tma_store_3d(&out, shared.q[member], (GROUP * kv + i32(member)) * HEAD_DIM, q0, b);
+    bulk_commit();
+    bulk_wait_read<0>();
+  }
+}

@@ -1,0 +1,221 @@
+// Between the QKV product and attention: q/k RMSNorm, partial RoPE and gain; value embedding and value mix.
+//
+// 1. Formula, per token at position t = n mod T and head of 64 channels:
+//      q: out = gain[h] rope_t(x / rms(x))      k: out = rope_t(x / rms(x))      rms(x) = sqrt(mean(x^2) + 2^-23)
+//      rope_t, i = 0..7:  y[i] = x[i] cos + x[i+8] sin,  y[i+8] = -x[i] sin + x[i+8] cos,  angle(t, i); channels 16..63 pass
+//      v: w = x + ve_scale ve_table[id];  out = w                        v_mode 0
+//                                         out = (1-g) w + g v_first      v_mode 1, g = sigmoid(mix[0])
+//                                         out = mix[0] v_first + mix[1] w   v_mode 2
+//    Backward, e = rope^T(dout), y = x / rms: dot = e . y;  dgain = sum dot;  dx = r gain (e - y dot / 64)
+//      v: g = dout + dv_extra (+ dv_first, role 3);  dx = c1 g;  dv_first (+)= c0 g;  dc0 = sum g v_first, dc1 = sum g w
+//    where out = c0 v_first + c1 w. qkv_backward_finish turns dc0, dc1 into the gradient of mix.
+//
+// 2. Operands: qkv bf16 [N, S], out bf16 [N, C], C = (H + 2 KV) 64, columns q | k | v; rope f32 [T, 16] = 8 cosines, 8 sines;
+//    ve_table bf16 [V, KV 64]; v_first: v columns of layer 0's raw qkv; dv_first, dv_extra bf16 [N, KV 64]; partial f32
+//    [G, H+2]: dgain of each head, dc0, dc1.
+//
+// 3. Work. A unit is one head of one token: 8 lanes with 8 channels (16 bytes) each. 256 threads = 32 units; units are
+//    numbered token-major. H is a power of two, so 2H heads divide 32 and a lane keeps its head in all trips.
+//
+// 4. Pipeline: one pass.
+//
+// 5. Floor (predicted), N = 98304, C = 1024: forward reads and writes 201 MB each, 134 us; backward 3 x 201 MB, 201 us.
+//
+// 6. Fences: __syncthreads between the units' sums and the threads that add them in order.
+//
+// 7. Limits: H = 2 KV, H in {2, 4, 8, 16}; S a multiple of 8.
+#include "hopper/numeric.cuh"
+#include "hopper/warp.cuh"
+
+namespace birdie {
+
+constexpr int THREADS = 256, LANES = 8, UNITS = THREADS / LANES, ROPE_PAIRS = 8;
+constexpr float NORM_EPSILON = 1.1920929e-7f;
+
+enum ValueMode { VALUE_PLAIN = 0, VALUE_GATE = 1, VALUE_LAMBDA = 2 };
+enum FirstRole { FIRST_NONE = 0, FIRST_WRITE = 1, FIRST_ADD = 2, FIRST_TAKE = 3 };
+
+struct ValueSource {
+  const u16 *ids;
+  const bf16 *ve_table;
+  const float *ve_scale;
+  const bf16 *v_first;
+  i32 v_first_stride;
+  const float *mix;
+  i32 mode;
+};
+
+// out = c0 v_first + c1 w
+struct MixCoefficients {
+  float c0 = 0.f, c1 = 1.f;
+  __device__ __forceinline__ explicit MixCoefficients(const ValueSource &s) {
+    if (s.mode == VALUE_GATE) c0 = sigmoid(s.mix[0]), c1 = 1.f - c0;
+    if (s.mode == VALUE_LAMBDA) c0 = s.mix[0], c1 = s.mix[1];
+  }
+};
+
+// Rotates the first 16 channels of a head. The partner of lane 0 (channels 0..7) is lane 1 (8..15). SIGN -1: the transpose.
+template <int SIGN> __device__ __forceinline__ void rotate(float (&x)[8], const float *rope, i32 t, i32 lane) {
+  float partner[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) partner[i] = __shfl_xor_sync(FULL_MASK, x[i], 1);
+  if (lane < 2) {
+    float cosine[8], sine[8];
+    load8(rope + i64(t) * 2 * ROPE_PAIRS, cosine);
+    load8(rope + i64(t) * 2 * ROPE_PAIRS + ROPE_PAIRS, sine);
+    const float sign = lane == 0 ? float(SIGN) : -float(SIGN);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[i] = x[i] * cosine[i] + sign * sine[i] * partner[i];
+  }
+}
+
+__device__ __forceinline__ float dot8(const float (&a)[8], const float (&b)[8]) {
+  float total = 0.f;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) total += a[i] * b[i];
+  return total;
+}
+
+// w = raw v + value embedding, for channel offset `c` of the KV 64 value channels.
+__device__ __forceinline__ void add_value_embedding(float (&w)[8], const ValueSource &s, i32 token, i32 width, i32 c) {
+  if (s.ve_table == nullptr) return;
+  const float scale = *s.ve_scale;
+  float e[8];
+  load8(s.ve_table + i64(s.ids[token]) * width + c, e);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) w[i] += scale * e[i];
+}
+
+} // namespace birdie
+
+using namespace birdie;
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    qkv_forward(const bf16 *qkv, i32 S, bf16 *out, const float *q_gain, const float *rope, const u16 *ids,
+                const bf16 *ve_table, const float *ve_scale, const bf16 *v_first, i32 v_first_stride, const float *mix,
+                i32 v_mode, i32 N, i32 T, i32 H, i32 KV) {
+  const ValueSource source{ids, ve_table, ve_scale, v_first, v_first_stride, mix, v_mode};
+  const i32 heads = H + 2 * KV, lane = i32(threadIdx.x % LANES), first = i32(blockIdx.x * UNITS + threadIdx.x / LANES);
+  const i32 head = first % heads, tokens_per_trip = i32(gridDim.x) * UNITS / heads;
+  const bool is_value = head >= H + KV;
+  const MixCoefficients c(source);
+  const float gain = head < H ? q_gain[head] : 1.f;
+  const i32 column = head * 64 + 8 * lane, value_column = column - (H + KV) * 64;
+
+  // NOTE: the loop bound is that of the CTA's first unit, so that all lanes of a warp meet in the shuffles.
+  for (i32 n = first / heads; n - i32(threadIdx.x / LANES) / heads < N; n += tokens_per_trip) {
+    const i32 token = min(n, N - 1);
+    float x[8];
+    load8(qkv + i64(token) * S + column, x);
+    const float r = rsqrt_approx(group_sum<LANES>(dot8(x, x)) * (1.f / 64.f) + NORM_EPSILON) * gain;
+    if (!is_value) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) x[i] *= r;
+    } else {
+      add_value_embedding(x, source, token, KV * 64, value_column);
+      if (v_mode != VALUE_PLAIN) {
+        float f[8];
+        load8(v_first + i64(token) * v_first_stride + value_column, f);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) x[i] = c.c0 * f[i] + c.c1 * x[i];
+      }
+    }
+    rotate<1>(x, rope, token % T, is_value ? 2 : lane);
+    if (n < N) store8(out + i64(n) * heads * 64 + column, x);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    qkv_backward(const bf16 *dout, const bf16 *dv_extra, const bf16 *qkv, i32 S, bf16 *dqkv, const float *q_gain,
+                 const float *rope, const u16 *ids, const bf16 *ve_table, const float *ve_scale, const bf16 *v_first,
+                 i32 v_first_stride, const float *mix, i32 v_mode, bf16 *dv_first, i32 dv_first_role, float *partial,
+                 i32 N, i32 T, i32 H, i32 KV) {
+  __shared__ float gain_sums[UNITS], c0_sums[UNITS], c1_sums[UNITS];
+  const ValueSource source{ids, ve_table, ve_scale, v_first, v_first_stride, mix, v_mode};
+  const i32 heads = H + 2 * KV, lane = i32(threadIdx.x % LANES), unit = i32(threadIdx.x / LANES);
+  const i32 first = i32(blockIdx.x) * UNITS + unit, head = first % heads, tokens_per_trip = i32(gridDim.x) * UNITS / heads;
+  const bool is_value = head >= H + KV;
+  const MixCoefficients c(source);
+  const float gain = head < H ? q_gain[head] : 1.f;
+  const i32 column = head * 64 + 8 * lane, value_column = column - (H + KV) * 64;
+  float gain_sum = 0.f, c0_sum = 0.f, c1_sum = 0.f;
+
+  for (i32 n = first / heads; n - unit / heads < N; n += tokens_per_trip) {
+    const i32 token = min(n, N - 1);
+    const bool live = n < N;
+    float x[8], g[8];
+    load8(qkv + i64(token) * S + column, x);
+    load8(dout + i64(token) * heads * 64 + column, g);
+    rotate<-1>(g, rope, token % T, is_value ? 2 : lane);
+    const float r = rsqrt_approx(group_sum<LANES>(dot8(x, x)) * (1.f / 64.f) + NORM_EPSILON);
+    const float dot = group_sum<LANES>(dot8(g, x)) * r; // e . y
+    if (!is_value) {
+      if (live) gain_sum += dot;
+      const float mean = dot * r * (1.f / 64.f);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) x[i] = r * gain * (g[i] - x[i] * mean);
+    } else {
+      const i64 place = i64(token) * KV * 64 + value_column;
+      float other[8];
+      if (dv_extra != nullptr) {
+        load8(dv_extra + place, other);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) g[i] += other[i];
+      }
+      if (dv_first_role == FIRST_TAKE) {
+        load8(dv_first + place, other);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) g[i] += other[i];
+      }
+      if (v_mode != VALUE_PLAIN) {
+        add_value_embedding(x, source, token, KV * 64, value_column);
+        load8(v_first + i64(token) * v_first_stride + value_column, other);
+        if (live) c0_sum += dot8(g, other), c1_sum += dot8(g, x);
+        if (dv_first_role == FIRST_ADD) {
+          load8(dv_first + place, other);
+        } else {
+#pragma unroll
+          for (int i = 0; i < 8; ++i) other[i] = 0.f;
+        }
+#pragma unroll
+        for (int i = 0; i < 8; ++i) other[i] += c.c0 * g[i];
+        if (live) store8(dv_first + place, other);
+      }
+#pragma unroll
+      for (int i = 0; i < 8; ++i) x[i] = c.c1 * g[i];
+    }
+    if (live) store8(dqkv + i64(n) * S + column, x);
+  }
+
+  c0_sum = group_sum<LANES>(c0_sum);
+  c1_sum = group_sum<LANES>(c1_sum);
+  if (lane == 0) gain_sums[unit] = gain_sum, c0_sums[unit] = c0_sum, c1_sums[unit] = c1_sum;
+  __syncthreads();
+  const i32 j = i32(threadIdx.x);
+  if (j < H + 2) {
+    float total = 0.f;
+    // Units of head h are h, h + heads, ...: the value sums have only the value heads' units non-zero.
+    for (i32 u = j < H ? j : 0; u < UNITS; u += j < H ? heads : 1) total += j < H ? gain_sums[u] : j == H ? c0_sums[u] : c1_sums[u];
+    partial[i64(blockIdx.x) * (H + 2) + j] = total;
+  }
+}
+
+// One CTA; thread j sums column j of partial, then the two mix columns become the gradient of mix.
+extern "C" __global__ void __launch_bounds__(32)
+    qkv_backward_finish(const float *partial, i32 count, i32 H, float *q_gain_grad, const float *mix, i32 v_mode,
+                        float *mix_grad, i32 accumulate) {
+  const i32 j = i32(threadIdx.x);
+  float total = 0.f;
+  if (j < H + 2)
+    for (i32 g = 0; g < count; ++g) total += partial[i64(g) * (H + 2) + j];
+  const float dc0 = __shfl_sync(FULL_MASK, total, H), dc1 = __shfl_sync(FULL_MASK, total, H + 1);
+  if (j < H) q_gain_grad[j] = accumulate ? q_gain_grad[j] + total : total;
+  if (j == 0 && v_mode == VALUE_GATE) {
+    const float g = sigmoid(mix[0]), grad = (dc0 - dc1) * g * (1.f - g);
+    mix_grad[0] = accumulate ? mix_grad[0] + grad : grad;
+  }
+  if (j < 2 && v_mode == VALUE_LAMBDA) {
+    const float grad = j == 0 ? dc0 : dc1;
+    mix_grad[j] = accumulate ? mix_grad[j] + grad : grad;
+  }
+}
