@@ -69,6 +69,7 @@ impl Checker {
             objects: HashMap::new(),
             log: GlobalLog::default(),
             registers: valid::Registers::new(program, warps),
+            tensor: Default::default(),
         }
     }
 

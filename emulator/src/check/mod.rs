@@ -175,6 +175,8 @@ pub struct Checker {
     global: shadow::Shadow,
     objects: HashMap<Sync, hooks::Object>,
     registers: valid::Registers,
+    /// Registers of wgmma.
+    pub tensor: crate::tensor::registers::Tracking,
 }
 
 // SAFETY: the raw pointer in `Shadow` points into its own boxed pages; a checker belongs to one cluster, which runs on one

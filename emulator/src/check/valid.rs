@@ -106,6 +106,9 @@ impl Checker {
         fragment_mask: u32,
         mask: u32,
     ) {
+        if let Some(v) = self.tensor.touch(at.agent.0, effects) {
+            crate::tensor::queue::report_violation(self, at, v);
+        }
         let w = at.agent.0 as usize;
         if w >= self.registers.rows.len() {
             return;

@@ -19,8 +19,8 @@ use super::descriptor::Tile;
 use super::format::Format;
 use crate::exec::SHARED_BASE;
 
-/// Largest depth of an instruction in elements that are multiplied one by one.
-pub const MAX_K: usize = 64;
+/// Largest depth of one pass (b1 instructions are deeper and take several).
+pub const MAX_K: usize = 32;
 
 /// Position of A element (`row`, `k`) in its panel (the first of its four copies).
 #[inline(always)]
@@ -87,7 +87,17 @@ impl RawA {
         }
     }
 
-    /// The 8 x 16 bytes of rows `8 * group ..` of piece `piece`, transposed if need be: byte rows along K.
+    /// Stores register `r` (0..4) of a warp's A fragment: lane l holds 4 bytes of row l/4, which are 8 rows of 16 bytes.
+    pub fn set_fragment(&mut self, warp: usize, r: usize, lanes: &[u32; 32]) {
+        for (row, quad) in lanes.chunks_exact(4).enumerate() {
+            let to = (16 * warp + 8 * (r & 1) + row) * 32 + 16 * (r >> 1);
+            for (i, v) in quad.iter().enumerate() {
+                self.bytes[to + 4 * i..][..4].copy_from_slice(&v.to_le_bytes());
+            }
+        }
+    }
+
+    /// The 32 bytes of a row along K.
     fn k_row(&self, row: usize) -> [u8; 32] {
         let mut out = [0; 32];
         if self.mn_major {
@@ -147,8 +157,14 @@ fn element(format: Format, row: &[u8], i: usize, negate: bool) -> u32 {
     }
 }
 
-/// Fills the A panel: `depth` elements per row of 32 bytes.
-pub fn unpack_a(panel: &mut [u32], raw: &RawA, format: Format, depth: usize, negate: bool) {
+/// Fills the A panel with the elements `along_k` of every row of 32 bytes.
+pub fn unpack_a(
+    panel: &mut [u32],
+    raw: &RawA,
+    format: Format,
+    along_k: std::ops::Range<usize>,
+    negate: bool,
+) {
     #[cfg(target_arch = "x86_64")]
     if format.bits() == 16 && !raw.mn_major && is_x86_feature_detected!("avx2") {
         assert!(panel.len() >= 16 * 256);
@@ -158,8 +174,8 @@ pub fn unpack_a(panel: &mut [u32], raw: &RawA, format: Format, depth: usize, neg
     }
     for row in 0..64 {
         let bytes = raw.k_row(row);
-        for k in 0..depth {
-            let v = element(format, &bytes, k, negate);
+        for (k, i) in along_k.clone().enumerate() {
+            let v = element(format, &bytes, i, negate);
             panel[a_index(row, k)..][..4].fill(v);
         }
     }
@@ -172,10 +188,10 @@ pub fn unpack_b(
     shared: &[u8],
     n: usize,
     format: Format,
-    depth: usize,
+    along_k: std::ops::Range<usize>,
     negate: bool,
 ) {
-    assert!(panel.len() >= n * depth);
+    assert!(panel.len() >= n * along_k.len());
     #[cfg(target_arch = "x86_64")]
     if format.bits() == 16 && is_x86_feature_detected!("avx2") {
         assert_eq!(out_of_bounds(tile, n as u32, shared.len()), None);
@@ -198,8 +214,8 @@ pub fn unpack_b(
             copy(0, 16, tile.k_piece(column as u32, 0), 0);
             copy(16, 16, tile.k_piece(column as u32, 1), 0);
         }
-        for k in 0..depth {
-            panel[b_index(n, k, column)] = element(format, &bytes, k, negate);
+        for (k, i) in along_k.clone().enumerate() {
+            panel[b_index(n, k, column)] = element(format, &bytes, i, negate);
         }
     }
 }
