@@ -48,7 +48,7 @@ fn train(case: &Case) -> Vec<Tally> {
     for expected in &case.steps {
         let (inputs, targets) = case.tokens(expected.token_seed);
         let outcome = Reference::new(&case.model, &trainer.params, case.batch, case.seq_len)
-            .with_bf16_tables(settings.embedding_storage == "bfloat16")
+            .with_bf16_tables(settings.bf16_tables())
             .run(&inputs, &targets);
         let norm = trainer.step(outcome.grads);
         let moved = deltas(&trainer.params, &initial);

@@ -7,6 +7,8 @@
 //! Invariants: tensors are aligned to 256 bytes and do not overlap, with one exception: scratch tensors reserved inside
 //! [`Plan::scratch`] give their room back when it returns, so that the next scratch reuses it.
 
+pub mod memory;
+
 use crate::failure::Failure;
 use anyhow::Result;
 

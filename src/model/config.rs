@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::failure::Failure;
-use crate::recipe::Recipe;
+use crate::recipe::{LateQat, Recipe};
 
 /// Sizes and switches, with everything derived from a recipe worked out.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +30,10 @@ pub struct Config {
     /// Layer of each recycle modulation.
     pub recycled: Vec<usize>,
     pub passes: Vec<Pass>,
+    /// Which weights the fake quantization reaches in steps that ask for it.
+    pub fake_quantize: FakeQuantize,
+    /// Bits of its codes.
+    pub quant_bits: usize,
     pub initial: Initial,
 }
 
@@ -48,6 +52,16 @@ pub struct Bigram {
 pub struct ValueEmbedding {
     pub dim: usize,
     pub layers: Vec<usize>,
+}
+
+/// Reach of the fake quantization ("late QAT").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FakeQuantize {
+    Never,
+    /// Every linear layer.
+    Linear,
+    /// `bigram.proj` and `ve_shared.proj` alone: what the published flag would reach in the banked recipes.
+    Projections,
 }
 
 /// How later layers mix in the first layer's V.
@@ -169,6 +183,11 @@ impl Config {
             gated_attention: r.gated_attention,
             recycled: r.recycle_layers.clone(),
             passes: Vec::new(),
+            fake_quantize: match r.late_qat {
+                LateQat::Inert => FakeQuantize::Never,
+                LateQat::Ste => FakeQuantize::Linear,
+            },
+            quant_bits: r.quant_bits,
             initial: Initial {
                 seed: r.seed,
                 embedding_std: r.tied_embed_init_std,

@@ -148,8 +148,14 @@ pub struct Optimizer {
     pub ema_decay: f64,
     pub grad_accum_steps: usize,
     pub world_size: usize,
-    /// `float32` or `bfloat16`: storage of the embedding tables, their gradients and their moments.
+    /// Starts with `float32` or `bfloat16`: storage of the embedding tables, their gradients and their moments.
     pub embedding_storage: String,
+}
+
+impl Optimizer {
+    pub fn bf16_tables(&self) -> bool {
+        self.embedding_storage.starts_with("bfloat16")
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]

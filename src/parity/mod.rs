@@ -14,4 +14,5 @@
 pub mod case;
 pub mod compare;
 pub mod judge;
+pub mod recipe;
 pub mod rule;

@@ -98,7 +98,7 @@ impl<'a> Trainer<'a> {
         Self {
             settings,
             banked: case.model.banked,
-            bf16_tables: settings.embedding_storage == "bfloat16",
+            bf16_tables: settings.bf16_tables(),
             shapes: case
                 .weights
                 .iter()
