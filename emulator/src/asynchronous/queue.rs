@@ -1,0 +1,562 @@
+//! What is in flight in a cluster, and when it retires.
+//!
+//! Groups: cp.async and bulk operations are waited for by groups that each *thread* commits. An entry therefore knows
+//! the lanes that issued it and the number of the group that was open in them; a wait for "all but the last n groups"
+//! is a search for entries of the lane with a smaller group number. Lanes of one instruction whose open groups differ
+//! get entries of their own.
+
+use super::address::{Shared, lanes, pointer};
+use super::mbarrier::{self, Barriers};
+use super::retire::{self, Step};
+use crate::check::{Agent, At, Checker, FindingKind};
+use crate::device::{Fault, Launch, Policy};
+use crate::exec::{Cluster, Cta, Cx, Flow, LANES, Wait};
+use crate::tensor_map::{TENSOR_MAP_BYTES, TensorMap};
+
+/// Turns without progress after which an operation retires although somebody still runs: a warp that polls with
+/// test_wait or a flag in memory is never blocked.
+const PATIENCE: u32 = 64;
+
+/// Blocked try_waits are timed out this often in a row before the cluster is left to the deadlock report.
+const MAX_EXPIRIES: u32 = 8;
+
+/// One of this many in-flight operations retires after each turn of a warp under `Policy::Random`.
+const RANDOM_ODDS: u64 = 4;
+
+/// Which groups an entry belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Family {
+    /// cp.async.
+    Copy,
+    /// cp.async.bulk with .bulk_group.
+    Bulk,
+    /// Completes on an mbarrier.
+    Ungrouped,
+}
+
+/// An operation in flight.
+pub(super) struct InFlight {
+    pub work: retire::Work,
+    pub family: Family,
+    /// Group number (see module).
+    pub group: u32,
+    /// Rank of the issuing CTA and agent number of the issuing warp.
+    pub cta: u32,
+    pub warp: u32,
+    pub lanes: u32,
+    /// pc, and the agent under which the operation acts.
+    pub at: At,
+    /// The source has been read (copies out of shared memory).
+    pub read: bool,
+    pub sequence: u64,
+}
+
+/// Groups of the lanes of one warp.
+#[derive(Clone, Default)]
+struct WarpGroups {
+    copy: Lanes,
+    bulk: Lanes,
+    /// Completed operations to be joined by whoever waits for their group (kept only when checks are on).
+    finished: Vec<Finished>,
+}
+
+#[derive(Clone, Copy)]
+struct Lanes([u32; LANES]);
+
+impl Default for Lanes {
+    fn default() -> Self {
+        Lanes([0; LANES])
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Finished {
+    family: Family,
+    group: u32,
+    lanes: u32,
+    agent: Agent,
+    /// Only the source has been read.
+    read_only: bool,
+}
+
+/// Queue and barrier tables of one cluster.
+#[derive(Default)]
+pub struct AsyncState {
+    barriers: Vec<Barriers>,
+    queue: Vec<InFlight>,
+    groups: Vec<WarpGroups>,
+    issued: u64,
+    maps: Vec<CachedMap>,
+    /// Bumped when all blocked try_waits are to time out.
+    pub(super) expiries: u32,
+    expired_in_a_row: u32,
+    progress_seen: u64,
+    turns_without_progress: u32,
+    progress_expired: u64,
+    /// Scratch of tensor copies.
+    pub(super) buffer: Vec<u8>,
+}
+
+struct CachedMap {
+    address: u64,
+    bytes: [u8; TENSOR_MAP_BYTES],
+    map: TensorMap,
+}
+
+impl AsyncState {
+    pub(super) fn barriers(&mut self, cta: u32) -> &mut Barriers {
+        let cta = cta as usize;
+        if self.barriers.len() <= cta {
+            self.barriers.resize_with(cta + 1, Barriers::default);
+        }
+        &mut self.barriers[cta]
+    }
+
+    /// The mbarriers of a CTA.
+    pub fn barriers_of(&self, cta: u32) -> impl Iterator<Item = &mbarrier::Mbarrier> {
+        self.barriers
+            .get(cta as usize)
+            .into_iter()
+            .flat_map(Barriers::iter)
+    }
+
+    /// Operations in flight.
+    pub fn in_flight(&self) -> usize {
+        self.queue.len()
+    }
+
+    fn groups(&mut self, warp: u32) -> &mut WarpGroups {
+        let warp = warp as usize;
+        if self.groups.len() <= warp {
+            self.groups.resize_with(warp + 1, WarpGroups::default);
+        }
+        &mut self.groups[warp]
+    }
+
+    fn open_groups(&mut self, warp: u32, family: Family) -> &mut [u32; LANES] {
+        let g = self.groups(warp);
+        match family {
+            Family::Bulk => &mut g.bulk.0,
+            Family::Copy | Family::Ungrouped => &mut g.copy.0,
+        }
+    }
+
+    /// Closes the open group of `lanes`.
+    pub(super) fn commit(&mut self, warp: u32, family: Family, mask: u32) {
+        let open = self.open_groups(warp, family);
+        for lane in lanes(mask) {
+            open[lane] += 1;
+        }
+    }
+
+    /// Splits `mask` into lanes with the same open group.
+    pub(super) fn by_group(&mut self, warp: u32, family: Family, mask: u32) -> Vec<(u32, u32)> {
+        let mut parts: Vec<(u32, u32)> = Vec::with_capacity(1);
+        if family == Family::Ungrouped {
+            return vec![(0, mask)];
+        }
+        let open = self.open_groups(warp, family);
+        for lane in lanes(mask) {
+            match parts.iter_mut().find(|(group, _)| *group == open[lane]) {
+                Some((_, m)) => *m |= 1 << lane,
+                None => parts.push((open[lane], 1 << lane)),
+            }
+        }
+        parts
+    }
+
+    /// Is an older cp.async of these lanes still in flight?
+    pub(super) fn copies_before(&self, warp: u32, mask: u32, sequence: u64) -> bool {
+        self.queue.iter().any(|f| {
+            f.family == Family::Copy
+                && f.warp == warp
+                && f.lanes & mask != 0
+                && f.sequence < sequence
+        })
+    }
+
+    /// `at` has observed the completed cp.async operations of a lane.
+    pub(super) fn join_copies(&self, warp: u32, lane: usize, at: At, check: &mut Checker) {
+        for f in self
+            .groups
+            .get(warp as usize)
+            .into_iter()
+            .flat_map(|g| &g.finished)
+        {
+            if f.family == Family::Copy && f.lanes >> lane & 1 != 0 {
+                check.join(at, f.agent);
+            }
+        }
+    }
+
+    pub(super) fn entry(&mut self, index: usize) -> &mut InFlight {
+        &mut self.queue[index]
+    }
+
+    /// The decoded map, if these bytes were decoded for this address before.
+    pub(super) fn cached_map(
+        &mut self,
+        address: u64,
+        bytes: &[u8; TENSOR_MAP_BYTES],
+    ) -> Result<TensorMap, String> {
+        if let Some(c) = self.maps.iter_mut().find(|c| c.address == address) {
+            if c.bytes != *bytes {
+                c.map = TensorMap::decode(bytes)?;
+                c.bytes = *bytes;
+            }
+            return Ok(c.map);
+        }
+        let map = TensorMap::decode(bytes)?;
+        if self.maps.len() >= 64 {
+            self.maps.clear();
+        }
+        self.maps.push(CachedMap {
+            address,
+            bytes: *bytes,
+            map,
+        });
+        Ok(map)
+    }
+}
+
+/// Issues an operation of the executing warp for `mask`, in a group of `family`.
+pub(super) fn issue(
+    cx: &mut Cx,
+    family: Family,
+    group: u32,
+    mask: u32,
+    what: &'static str,
+    work: retire::Work,
+) -> Result<(), Fault> {
+    let launch = cx.launch;
+    let at = super::address::here(cx);
+    let (cta, warp) = (cx.cta().rank, cx.warp().agent);
+    let cluster = cx.cluster();
+    let agent = match &mut cluster.check {
+        Some(check) => check.fork(at, what),
+        None => at.agent,
+    };
+    let state = &mut cluster.asynchronous;
+    state.issued += 1;
+    let sequence = state.issued;
+    state.queue.push(InFlight {
+        work,
+        family,
+        group,
+        cta,
+        warp,
+        lanes: mask,
+        at: At { agent, pc: at.pc },
+        read: false,
+        sequence,
+    });
+    cluster.progress += 1;
+    if launch.policy == Policy::Eager {
+        let last = cluster.asynchronous.queue.len() - 1;
+        drain(cluster, launch, last)?;
+        // An arrival that waited for the copy just made is due now as well.
+        eager_arrivals(cluster, launch)?;
+    }
+    Ok(())
+}
+
+fn eager_arrivals(cluster: &mut Cluster, launch: &Launch) -> Result<(), Fault> {
+    let mut index = 0;
+    while index < cluster.asynchronous.queue.len() {
+        if !drain(cluster, launch, index)? {
+            index += 1;
+        }
+    }
+    Ok(())
+}
+
+/// Retires the entry completely; false: it has to wait for others.
+fn drain(cluster: &mut Cluster, launch: &Launch, index: usize) -> Result<bool, Fault> {
+    loop {
+        match step(cluster, launch, index)? {
+            Step::Blocked => return Ok(false),
+            Step::Read => {}
+            Step::Done => return Ok(true),
+        }
+    }
+}
+
+/// One step of the entry; removes it when done.
+fn step(cluster: &mut Cluster, launch: &Launch, index: usize) -> Result<Step, Fault> {
+    let pc = cluster.asynchronous.queue[index].at.pc;
+    let result = retire::step(cluster, launch, index)
+        .map_err(|fault| super::address::located(launch, pc, fault))?;
+    let checks = cluster.check.is_some();
+    match result {
+        Step::Blocked => {}
+        Step::Read => {
+            cluster.progress += 1;
+            if checks {
+                remember(&mut cluster.asynchronous, index, true);
+                // What follows is done by an agent that `.read` waiters have not joined.
+                let at = cluster.asynchronous.queue[index].at;
+                if let Some(check) = &mut cluster.check {
+                    let agent = check.fork(at, "write of a copy out of shared memory");
+                    cluster.asynchronous.queue[index].at.agent = agent;
+                }
+            }
+            cluster.asynchronous.queue[index].read = true;
+        }
+        Step::Done => {
+            cluster.progress += 1;
+            if checks {
+                remember(&mut cluster.asynchronous, index, false);
+            }
+            cluster.asynchronous.queue.swap_remove(index);
+        }
+    }
+    Ok(result)
+}
+
+fn remember(state: &mut AsyncState, index: usize, read_only: bool) {
+    let f = &state.queue[index];
+    if f.family == Family::Ungrouped {
+        return;
+    }
+    let finished = Finished {
+        family: f.family,
+        group: f.group,
+        lanes: f.lanes,
+        agent: f.at.agent,
+        read_only,
+    };
+    let warp = f.warp;
+    state.groups(warp).finished.push(finished);
+}
+
+/// Waits until at most `pending` groups of the executing lanes are incomplete.
+pub(super) fn wait_groups(cx: &mut Cx, family: Family, pending: u32, read: bool) -> Flow {
+    let warp = cx.warp().agent;
+    let mask = cx.mask;
+    let state = &mut cx.cluster().asynchronous;
+    let open = *state.open_groups(warp, family);
+    let owed = |f: &InFlight| {
+        f.family == family
+            && f.warp == warp
+            && f.lanes & mask != 0
+            && !(read && f.read)
+            && lanes(f.lanes & mask).any(|l| f.group < open[l].saturating_sub(pending))
+    };
+    if state.queue.iter().any(owed) {
+        cx.fragment().wait = Wait::CopyGroup {
+            pending,
+            read,
+            bulk: family == Family::Bulk,
+        };
+        return Flow::Block;
+    }
+    cx.fragment().wait = Wait::None;
+    let at = super::address::here(cx);
+    let cluster = cx.cluster();
+    if let Some(check) = &mut cluster.check {
+        let groups = cluster.asynchronous.groups(warp);
+        for f in &groups.finished {
+            let done = lanes(f.lanes & mask).any(|l| f.group < open[l].saturating_sub(pending));
+            if f.family == family && done && (f.read_only || !read) {
+                check.join(at, f.agent);
+            }
+        }
+        if !read {
+            groups.finished.retain(|f| {
+                f.family != family
+                    || lanes(f.lanes).any(|l| f.group >= open[l].saturating_sub(pending))
+            });
+        }
+    }
+    Flow::Next
+}
+
+/// Nothing is in flight.
+pub fn idle(cluster: &Cluster) -> bool {
+    cluster.asynchronous.queue.is_empty()
+}
+
+/// Called by the scheduler after every turn of a warp while operations are in flight.
+pub fn tick(cluster: &mut Cluster, launch: &Launch) {
+    if let Err(fault) = tick_or_fault(cluster, launch) {
+        cluster.fault.get_or_insert(fault);
+    }
+}
+
+fn tick_or_fault(cluster: &mut Cluster, launch: &Launch) -> Result<(), Fault> {
+    let state = &mut cluster.asynchronous;
+    if cluster.progress == state.progress_seen {
+        state.turns_without_progress += 1;
+    } else {
+        state.progress_seen = cluster.progress;
+        state.turns_without_progress = 0;
+    }
+    if launch.policy == Policy::Random {
+        let mut index = 0;
+        while index < cluster.asynchronous.queue.len() {
+            let done =
+                cluster.rng.below(RANDOM_ODDS) == 0 && step(cluster, launch, index)? == Step::Done;
+            index += usize::from(!done);
+        }
+    }
+    if cluster.asynchronous.turns_without_progress >= PATIENCE {
+        cluster.asynchronous.turns_without_progress = 0;
+        retire_any(cluster, launch)?;
+    }
+    Ok(())
+}
+
+/// Called by the scheduler when every warp of the cluster is blocked: retires one step of an operation, or times out the
+/// blocked try_waits. True: blocked warps should be tried again. False: what blocks them will not come from here.
+pub fn retire_one(cluster: &mut Cluster, launch: &Launch) -> bool {
+    match retire_any(cluster, launch) {
+        Ok(true) => true,
+        Ok(false) => expire(cluster),
+        Err(fault) => {
+            cluster.fault.get_or_insert(fault);
+            true
+        }
+    }
+}
+
+/// Lets the blocked try_waits come back false, a few times as long as nothing else happens.
+fn expire(cluster: &mut Cluster) -> bool {
+    if !waits_on_barrier(cluster) {
+        return false;
+    }
+    let state = &mut cluster.asynchronous;
+    if state.progress_expired != cluster.progress {
+        state.expired_in_a_row = 0;
+    }
+    if state.expired_in_a_row >= MAX_EXPIRIES {
+        return false;
+    }
+    state.expired_in_a_row += 1;
+    state.expiries = state.expiries.wrapping_add(1);
+    cluster.progress += 1;
+    state.progress_expired = cluster.progress;
+    true
+}
+
+fn waits_on_barrier(cluster: &Cluster) -> bool {
+    cluster.ctas.iter().any(|cta| {
+        cta.warps.iter().any(|w| {
+            w.fragments
+                .iter()
+                .any(|f| matches!(f.wait, Wait::Mbarrier { .. }))
+        })
+    })
+}
+
+/// Retires one step of an operation drawn from the seed.
+fn retire_any(cluster: &mut Cluster, launch: &Launch) -> Result<bool, Fault> {
+    let count = cluster.asynchronous.queue.len();
+    if count == 0 {
+        return Ok(false);
+    }
+    let start = cluster.rng.below(count as u64) as usize;
+    for k in 0..count {
+        if step(cluster, launch, (start + k) % count)? != Step::Blocked {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Reports destinations of a multicast that have exited.
+pub(super) fn check_alive(cx: &mut Cx, mask: u16) {
+    let at = super::address::here(cx);
+    let cluster = cx.cluster();
+    let Some(check) = &mut cluster.check else {
+        return;
+    };
+    for cta in &cluster.ctas {
+        if cta.exited && mask >> cta.rank & 1 != 0 {
+            check.report(
+                FindingKind::ClusterLifetime,
+                at,
+                format!("multicast to CTA {}, which has exited", cta.rank),
+                Vec::new(),
+            );
+        }
+    }
+}
+
+/// The last warp of CTA `rank` has exited.
+pub fn cta_exits(cluster: &mut Cluster, rank: u32, at: At) {
+    mbarrier::check_exit(cluster, rank, at);
+    if cluster.check.is_none() {
+        return;
+    }
+    let into: Vec<At> = cluster
+        .asynchronous
+        .queue
+        .iter()
+        .filter(|f| f.work.writes_shared_of(rank))
+        .map(|f| f.at)
+        .collect();
+    for op in into {
+        if let Some(check) = &mut cluster.check {
+            check.report(
+                FindingKind::ClusterLifetime,
+                op,
+                format!(
+                    "still writes shared memory of CTA {rank}, which exits without waiting for it"
+                ),
+                Vec::new(),
+            );
+        }
+    }
+}
+
+/// All CTAs have exited: what is in flight takes effect.
+pub fn finish(cluster: &mut Cluster, launch: &Launch) {
+    while cluster.fault.is_none() {
+        match retire_any(cluster, launch) {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(fault) => cluster.fault = Some(fault),
+        }
+    }
+}
+
+/// What a wait on an mbarrier or a group waits for, in words.
+pub fn describe_wait(cluster: &Cluster, cta: &Cta, wait: &Wait) -> Option<String> {
+    let rank = cta.rank;
+    let state = &cluster.asynchronous;
+    let copies = |f: &dyn Fn(&InFlight) -> bool| state.queue.iter().filter(|e| f(e)).count();
+    match *wait {
+        Wait::Mbarrier { address, phase, .. } => {
+            let object = state
+                .barriers
+                .get(rank as usize)
+                .and_then(|b| b.get(address))
+                .map_or_else(|| "no object there".to_owned(), |b| b.describe());
+            let s = Shared { cta: rank, address };
+            let flying = copies(&|f| f.work.signals(s));
+            Some(format!(
+                "mbarrier at shared address {address:#x} of CTA {rank}, completion of phase {phase}; it is in {object}; \
+                 {flying} copies for it in flight"
+            ))
+        }
+        Wait::CopyGroup {
+            pending,
+            read,
+            bulk,
+        } => Some(format!(
+            "at most {pending} {} groups{}; {} in flight in the cluster",
+            if bulk { "bulk" } else { "cp.async" },
+            if read { " with unread sources" } else { "" },
+            copies(&|f| (f.family == Family::Bulk) == bulk && f.family != Family::Ungrouped)
+        )),
+        _ => None,
+    }
+}
+
+/// Copies bytes of shared memory out.
+pub(super) fn read_shared(cluster: &mut Cluster, s: Shared, bytes: usize, into: &mut Vec<u8>) {
+    let from = pointer(cluster, s);
+    into.clear();
+    // SAFETY: the range was tested by `resolve` at issue, and shared memory does not move.
+    into.extend_from_slice(unsafe { std::slice::from_raw_parts(from, bytes) });
+}

@@ -1,0 +1,538 @@
+//! How operations in flight take effect.
+//!
+//! [`step`] performs one step of an entry of the queue: everything, or for copies out of shared memory first the
+//! reading of the source and then the writing of the destination. Shared addresses were resolved and tested at issue;
+//! global addresses are tested here, where a device would fault.
+//!
+//! The order within a step is the one that completion promises: first all bytes, then the signal to the mbarrier.
+
+use super::address::{self, Shared, pointer};
+use super::mbarrier;
+use super::queue::read_shared;
+use super::reduce::Reduction;
+use super::tensor_box::{self, BoxRow, Coordinates};
+use crate::check::{At, Kind, Proxy};
+use crate::device::{Fault, Launch};
+use crate::exec::{Cluster, LANES, SHARED_BASE};
+use crate::tensor_map::TensorMap;
+
+/// A tensor copy into shared memory.
+pub(super) struct TensorLoad {
+    pub map: TensorMap,
+    pub start: Coordinates,
+    /// Destination; with a multicast the CTA is replaced by each of `ctas`.
+    pub to: Shared,
+    pub barrier: Shared,
+    /// Ranks that receive, or 0 for `to` alone.
+    pub ctas: u16,
+}
+
+/// A tensor copy or reduction out of shared memory.
+pub(super) struct TensorStore {
+    pub map: TensorMap,
+    pub start: Coordinates,
+    pub from: Shared,
+    pub reduction: Option<Reduction>,
+    /// The box in rows, once it has been read.
+    pub staged: Vec<u8>,
+}
+
+/// Bytes from global to shared memory.
+pub(super) struct BulkLoad {
+    pub from: u64,
+    pub to: Shared,
+    pub bytes: u32,
+    pub barrier: Shared,
+    pub ctas: u16,
+}
+
+/// Bytes out of shared memory, to global or to the shared memory of a CTA of the cluster.
+pub(super) struct BulkStore {
+    pub from: Shared,
+    pub to: Destination,
+    pub bytes: u32,
+    pub reduction: Option<Reduction>,
+    pub staged: Vec<u8>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Destination {
+    Global(u64),
+    Shared { to: Shared, barrier: Shared },
+}
+
+/// cp.async of the lanes of a warp.
+pub(super) struct CopyLanes {
+    pub from: [u64; LANES],
+    pub to: [u32; LANES],
+    /// Bytes read; the rest of `size` is filled with zeros.
+    pub read: [u8; LANES],
+    pub size: u8,
+}
+
+/// st.async or red.async of one lane.
+pub(super) struct Remote {
+    pub to: Shared,
+    pub barrier: Shared,
+    pub value: [u8; 16],
+    pub bytes: u8,
+    pub reduction: Option<Reduction>,
+}
+
+pub(super) enum Work {
+    TensorLoad(Box<TensorLoad>),
+    TensorStore(Box<TensorStore>),
+    BulkLoad(BulkLoad),
+    BulkStore(Box<BulkStore>),
+    Copy(Box<CopyLanes>),
+    /// cp.async.mbarrier.arrive: arrives when the older copies of the lanes are complete.
+    CopyArrive {
+        barriers: Box<[u32; LANES]>,
+    },
+    Remote(Box<Remote>),
+    /// Stands in an entry while [`step`] works on it.
+    Taken,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Has to wait for other entries.
+    Blocked,
+    /// The source has been read.
+    Read,
+    Done,
+}
+
+fn ranks(to: Shared, ctas: u16) -> impl Iterator<Item = u32> {
+    (0..16).filter(move |r| {
+        if ctas == 0 {
+            *r == to.cta
+        } else {
+            ctas >> r & 1 != 0
+        }
+    })
+}
+
+impl Work {
+    /// Does it (still) write shared memory of this CTA?
+    pub(super) fn writes_shared_of(&self, cta: u32) -> bool {
+        match self {
+            Work::TensorLoad(t) => ranks(t.to, t.ctas).any(|r| r == cta),
+            Work::BulkLoad(b) => ranks(b.to, b.ctas).any(|r| r == cta),
+            Work::BulkStore(b) => {
+                matches!(b.to, Destination::Shared { to, .. } if to.cta == cta)
+            }
+            Work::Remote(r) => r.to.cta == cta,
+            Work::TensorStore(_) | Work::Copy(_) | Work::CopyArrive { .. } | Work::Taken => false,
+        }
+    }
+
+    /// Does its completion signal the mbarrier?
+    pub(super) fn signals(&self, s: Shared) -> bool {
+        let multicast = |barrier: Shared, ctas: u16| {
+            barrier.address == s.address && ranks(barrier, ctas).any(|r| r == s.cta)
+        };
+        match self {
+            Work::TensorLoad(t) => multicast(t.barrier, t.ctas),
+            Work::BulkLoad(b) => multicast(b.barrier, b.ctas),
+            Work::BulkStore(b) => {
+                matches!(b.to, Destination::Shared { barrier, .. } if barrier == s)
+            }
+            Work::Remote(r) => r.barrier == s,
+            Work::CopyArrive { barriers } => barriers.contains(&s.address),
+            Work::TensorStore(_) | Work::Copy(_) | Work::Taken => false,
+        }
+    }
+}
+
+/// Performs one step of entry `index`.
+pub(super) fn step(cluster: &mut Cluster, launch: &Launch, index: usize) -> Result<Step, Fault> {
+    let entry = cluster.asynchronous.entry(index);
+    let (at, read) = (entry.at, entry.read);
+    if let Work::CopyArrive { .. } = entry.work {
+        return copy_arrive(cluster, index);
+    }
+    // The work leaves the entry while it acts on the cluster, and comes back for its second step.
+    let mut work = std::mem::replace(&mut cluster.asynchronous.entry(index).work, Work::Taken);
+    let result = match &mut work {
+        Work::TensorLoad(t) => tensor_load(cluster, launch, t, at).map(|()| Step::Done),
+        Work::TensorStore(t) if !read => {
+            tensor_read(cluster, t, at);
+            Ok(Step::Read)
+        }
+        Work::TensorStore(t) => tensor_write(cluster, launch, t, at).map(|()| Step::Done),
+        Work::BulkLoad(b) => bulk_load(cluster, launch, b, at).map(|()| Step::Done),
+        Work::BulkStore(b) if !read => {
+            bulk_read(cluster, b, at);
+            Ok(Step::Read)
+        }
+        Work::BulkStore(b) => bulk_write(cluster, launch, b, at).map(|()| Step::Done),
+        Work::Copy(c) => {
+            let (cta, lanes) = {
+                let e = cluster.asynchronous.entry(index);
+                (e.cta, e.lanes)
+            };
+            copy_lanes(cluster, launch, c, cta, lanes, at).map(|()| Step::Done)
+        }
+        Work::Remote(r) => {
+            remote(cluster, r, at);
+            Ok(Step::Done)
+        }
+        Work::CopyArrive { .. } | Work::Taken => Ok(Step::Blocked),
+    };
+    cluster.asynchronous.entry(index).work = work;
+    result
+}
+
+/// Signals `bytes` to an mbarrier.
+fn signal(cluster: &mut Cluster, barrier: Shared, bytes: u32, at: At) {
+    let log = cluster.check.is_some();
+    if let Some(check) = &mut cluster.check {
+        check.shared_range(
+            at,
+            barrier.cta,
+            barrier.address,
+            8,
+            Kind::Atomic,
+            Proxy::Generic,
+        );
+        check.complete(at, mbarrier::sync_of(barrier));
+    }
+    mbarrier::apply(cluster, barrier, at, |b| b.deliver(bytes, at, log));
+}
+
+fn shared_hook(cluster: &mut Cluster, s: Shared, bytes: u32, kind: Kind, at: At, proxy: Proxy) {
+    if let Some(check) = &mut cluster.check {
+        check.shared_range(at, s.cta, s.address, bytes, kind, proxy);
+    }
+}
+
+fn tensor_load(
+    cluster: &mut Cluster,
+    launch: &Launch,
+    t: &TensorLoad,
+    at: At,
+) -> Result<(), Fault> {
+    let bytes = t.map.box_bytes() as u32;
+    global_box(cluster, launch, &t.map, &t.start, Kind::Read, at)?;
+    for cta in ranks(t.to, t.ctas) {
+        let to = Shared { cta, ..t.to };
+        let base = pointer(
+            cluster,
+            Shared {
+                address: SHARED_BASE,
+                ..to
+            },
+        );
+        load_box(&t.map, &t.start, base, to.address)?;
+        let footprint = tensor_box::footprint(to.address, bytes, t.map.swizzle);
+        shared_hook(cluster, to, footprint, Kind::Write, at, Proxy::Async);
+        if let Some(check) = &mut cluster.check {
+            check.tag_layout(cta, to.address, footprint, t.map.swizzle as u8);
+        }
+        signal(cluster, Shared { cta, ..t.barrier }, bytes, at);
+    }
+    Ok(())
+}
+
+/// Tests that the part of the box inside of the tensor is memory, and tells the checker of the access.
+fn global_box(
+    cluster: &mut Cluster,
+    launch: &Launch,
+    map: &TensorMap,
+    start: &Coordinates,
+    kind: Kind,
+    at: At,
+) -> Result<(), Fault> {
+    let Some((low, high)) = tensor_box::extent(map, start) else {
+        return Ok(());
+    };
+    let whole = high > low && launch.device.memory.covers(low, high - low);
+    if whole && cluster.check.is_none() {
+        return Ok(());
+    }
+    tensor_box::rows(map, start, |row: BoxRow| {
+        if row.bytes > 0 {
+            if !whole {
+                address::global(launch, row.address, u64::from(row.bytes), 1)?;
+            }
+            if let Some(check) = &mut cluster.check {
+                check.global_range(at, row.address, u64::from(row.bytes), kind, Proxy::Async);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Longest row of a box: 256 elements of 8 bytes.
+const MAX_ROW: usize = 2048;
+
+/// Copies a box from the tensor to shared address `to`; `base` points to [`SHARED_BASE`] of its CTA.
+pub(super) fn load_box(
+    map: &TensorMap,
+    start: &Coordinates,
+    base: *mut u8,
+    to: u32,
+) -> Result<(), Fault> {
+    let length = tensor_box::row_bytes(map);
+    let converts = tensor_box::converts(map.element_type);
+    let fill = tensor_box::fill_pattern(map);
+    let mut row = [0u8; MAX_ROW];
+    for chunk in row.chunks_exact_mut(8) {
+        chunk.copy_from_slice(&fill);
+    }
+    let fill_row = row;
+    tensor_box::rows(map, start, |r| {
+        let source = if r.bytes == length && !converts {
+            r.address as *const u8
+        } else if r.bytes == 0 {
+            fill_row.as_ptr()
+        } else {
+            row[..length as usize].copy_from_slice(&fill_row[..length as usize]);
+            let inside = &mut row[r.skip as usize..(r.skip + r.bytes) as usize];
+            // SAFETY: `global_box` has tested the bytes of the tensor that the box reads.
+            inside.copy_from_slice(unsafe {
+                std::slice::from_raw_parts(r.address as *const u8, r.bytes as usize)
+            });
+            if converts {
+                tensor_box::convert(map.element_type, inside);
+            }
+            row.as_ptr()
+        };
+        // SAFETY: the footprint of the box was resolved at issue; rows are multiples of 16 bytes (`TensorMap::decode`)
+        // and `to` is 128-aligned.
+        unsafe {
+            tensor_box::put_row(
+                base,
+                SHARED_BASE,
+                to + r.offset,
+                map.swizzle,
+                source,
+                length,
+            );
+        }
+        Ok(())
+    })
+}
+
+fn tensor_read(cluster: &mut Cluster, t: &mut TensorStore, at: At) {
+    let bytes = t.map.box_bytes() as u32;
+    let length = tensor_box::row_bytes(&t.map);
+    let base = pointer(
+        cluster,
+        Shared {
+            address: SHARED_BASE,
+            ..t.from
+        },
+    );
+    t.staged = std::mem::take(&mut cluster.asynchronous.buffer);
+    t.staged.clear();
+    t.staged.resize(bytes as usize, 0);
+    let mut offset = 0;
+    while offset < bytes {
+        // SAFETY: as in `load_box`; the staged box has `bytes` bytes.
+        unsafe {
+            tensor_box::get_row(
+                base,
+                SHARED_BASE,
+                t.from.address + offset,
+                t.map.swizzle,
+                t.staged.as_mut_ptr().add(offset as usize),
+                length,
+            );
+        }
+        offset += length;
+    }
+    let footprint = tensor_box::footprint(t.from.address, bytes, t.map.swizzle);
+    shared_hook(cluster, t.from, footprint, Kind::Read, at, Proxy::Async);
+    if let Some(check) = &mut cluster.check {
+        check.expect_layout(
+            at,
+            t.from.cta,
+            t.from.address,
+            footprint,
+            t.map.swizzle as u8,
+        );
+    }
+}
+
+fn tensor_write(
+    cluster: &mut Cluster,
+    launch: &Launch,
+    t: &mut TensorStore,
+    at: At,
+) -> Result<(), Fault> {
+    let kind = if t.reduction.is_some() {
+        Kind::Atomic
+    } else {
+        Kind::Write
+    };
+    global_box(cluster, launch, &t.map, &t.start, kind, at)?;
+    tensor_box::rows(&t.map, &t.start, |r| {
+        let from = (r.offset + r.skip) as usize;
+        let values = &t.staged[from..from + r.bytes as usize];
+        // SAFETY: `global_box` has tested these bytes.
+        unsafe { write_global(r.address, values, t.reduction) };
+        Ok(())
+    })?;
+    cluster.asynchronous.buffer = std::mem::take(&mut t.staged);
+    Ok(())
+}
+
+/// # Safety
+/// `values.len()` bytes at `address` are device memory.
+unsafe fn write_global(address: u64, values: &[u8], reduction: Option<Reduction>) {
+    if values.is_empty() {
+        return;
+    }
+    // SAFETY: as promised by the caller. Kernels that reduce run on one host thread (`Program::communicates`).
+    unsafe {
+        match reduction {
+            None => {
+                std::ptr::copy_nonoverlapping(values.as_ptr(), address as *mut u8, values.len())
+            }
+            Some(r) => r.apply(
+                std::slice::from_raw_parts_mut(address as *mut u8, values.len()),
+                values,
+            ),
+        }
+    }
+}
+
+fn bulk_load(cluster: &mut Cluster, launch: &Launch, b: &BulkLoad, at: At) -> Result<(), Fault> {
+    address::global(launch, b.from, u64::from(b.bytes), 1)?;
+    if let Some(check) = &mut cluster.check {
+        check.global_range(at, b.from, u64::from(b.bytes), Kind::Read, Proxy::Async);
+    }
+    for cta in ranks(b.to, b.ctas) {
+        let to = Shared { cta, ..b.to };
+        let into = pointer(cluster, to);
+        // SAFETY: source tested above, destination at issue.
+        unsafe {
+            std::ptr::copy_nonoverlapping(b.from as *const u8, into, b.bytes as usize);
+        }
+        shared_hook(cluster, to, b.bytes, Kind::Write, at, Proxy::Async);
+        if let Some(check) = &mut cluster.check {
+            check.tag_layout(cta, to.address, b.bytes, 0);
+        }
+        signal(cluster, Shared { cta, ..b.barrier }, b.bytes, at);
+    }
+    Ok(())
+}
+
+fn bulk_read(cluster: &mut Cluster, b: &mut BulkStore, at: At) {
+    let mut staged = std::mem::take(&mut cluster.asynchronous.buffer);
+    read_shared(cluster, b.from, b.bytes as usize, &mut staged);
+    b.staged = staged;
+    shared_hook(cluster, b.from, b.bytes, Kind::Read, at, Proxy::Async);
+}
+
+fn bulk_write(
+    cluster: &mut Cluster,
+    launch: &Launch,
+    b: &mut BulkStore,
+    at: At,
+) -> Result<(), Fault> {
+    let kind = if b.reduction.is_some() {
+        Kind::Atomic
+    } else {
+        Kind::Write
+    };
+    match b.to {
+        Destination::Global(address) => {
+            address::global(launch, address, u64::from(b.bytes), 1)?;
+            if let Some(check) = &mut cluster.check {
+                check.global_range(at, address, u64::from(b.bytes), kind, Proxy::Async);
+            }
+            // SAFETY: tested above.
+            unsafe { write_global(address, &b.staged, b.reduction) };
+        }
+        Destination::Shared { to, barrier } => {
+            write_shared(cluster, to, &b.staged, b.reduction);
+            shared_hook(cluster, to, b.bytes, kind, at, Proxy::Async);
+            signal(cluster, barrier, b.bytes, at);
+        }
+    }
+    cluster.asynchronous.buffer = std::mem::take(&mut b.staged);
+    Ok(())
+}
+
+fn write_shared(cluster: &mut Cluster, to: Shared, values: &[u8], reduction: Option<Reduction>) {
+    let from = (to.address - SHARED_BASE) as usize;
+    let memory =
+        &mut cluster.ctas[to.cta as usize].shared.as_mut_slice()[from..from + values.len()];
+    match reduction {
+        None => memory.copy_from_slice(values),
+        Some(r) => r.apply(memory, values),
+    }
+}
+
+fn remote(cluster: &mut Cluster, r: &Remote, at: At) {
+    let values = &r.value[..usize::from(r.bytes)];
+    write_shared(cluster, r.to, values, r.reduction);
+    let kind = if r.reduction.is_some() {
+        Kind::Atomic
+    } else {
+        Kind::Write
+    };
+    // ISA: st.async and red.async are operations of the generic proxy.
+    shared_hook(cluster, r.to, u32::from(r.bytes), kind, at, Proxy::Generic);
+    signal(cluster, r.barrier, u32::from(r.bytes), at);
+}
+
+fn copy_lanes(
+    cluster: &mut Cluster,
+    launch: &Launch,
+    c: &CopyLanes,
+    cta: u32,
+    mask: u32,
+    at: At,
+) -> Result<(), Fault> {
+    let size = usize::from(c.size);
+    for lane in address::lanes(mask) {
+        let (from, read) = (c.from[lane], usize::from(c.read[lane]));
+        let to = Shared {
+            cta,
+            address: c.to[lane],
+        };
+        let into = pointer(cluster, to);
+        if read > 0 {
+            address::global(launch, from, read as u64, 1)?;
+            if let Some(check) = &mut cluster.check {
+                check.global_range(at, from, read as u64, Kind::Read, Proxy::Generic);
+            }
+        }
+        // SAFETY: source tested above, destination at issue.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from as *const u8, into, read);
+            std::ptr::write_bytes(into.add(read), 0, size - read);
+        }
+        // ISA: cp.async (not bulk) is a weak operation of the generic proxy.
+        shared_hook(cluster, to, size as u32, Kind::Write, at, Proxy::Generic);
+    }
+    Ok(())
+}
+
+fn copy_arrive(cluster: &mut Cluster, index: usize) -> Result<Step, Fault> {
+    let e = cluster.asynchronous.entry(index);
+    let (warp, lanes, sequence, cta, at) = (e.warp, e.lanes, e.sequence, e.cta, e.at);
+    let Work::CopyArrive { barriers } = &e.work else {
+        return Ok(Step::Done);
+    };
+    let barriers = **barriers;
+    if cluster.asynchronous.copies_before(warp, lanes, sequence) {
+        return Ok(Step::Blocked);
+    }
+    for lane in address::lanes(lanes) {
+        let s = Shared {
+            cta,
+            address: barriers[lane],
+        };
+        if let Some(check) = &mut cluster.check {
+            cluster.asynchronous.join_copies(warp, lane, at, check);
+            check.complete(at, mbarrier::sync_of(s));
+        }
+        mbarrier::apply(cluster, s, at, |b| b.arrive(1, false));
+    }
+    Ok(Step::Done)
+}

@@ -1,0 +1,257 @@
+//! The box of a tensor map: which bytes of the tensor go to which bytes of shared memory.
+//!
+//! In shared memory a box is its rows (dimension 0) one after the other without gaps, outer dimensions slower. A swizzle
+//! then permutes 16-byte chunks by *absolute shared address*: bits 4.. of the address are XORed with bits 7.., one bit
+//! of them for 32 B, two for 64 B, three for 128 B. So the pattern repeats every 256, 512 or 1024 bytes of the address
+//! space, not of the box.
+//!
+//! A row is partly or wholly outside of the tensor where a coordinate is negative or beyond its dimension. A load fills
+//! such elements (zero or NaN), a store leaves them out.
+
+use crate::tensor_map::{ElementType, Interleave, MAX_RANK, OobFill, Swizzle, TensorMap};
+
+/// Coordinates of the first element, innermost first.
+pub(super) type Coordinates = [i32; MAX_RANK];
+
+/// Address of a byte of a box after the swizzle.
+#[inline(always)]
+pub(super) fn swizzle(address: u32, mode: Swizzle) -> u32 {
+    address ^ (address >> 3 & mask_of(mode))
+}
+
+#[inline(always)]
+fn mask_of(mode: Swizzle) -> u32 {
+    match mode {
+        Swizzle::None => 0,
+        Swizzle::B32 => 0x10,
+        Swizzle::B64 => 0x30,
+        Swizzle::B128 => 0x70,
+    }
+}
+
+/// One row of a box.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BoxRow {
+    /// Offset of the row in the unswizzled box.
+    pub offset: u32,
+    /// Device address of the first element that is inside of the tensor.
+    pub address: u64,
+    /// Bytes of the row in front of it, and bytes inside.
+    pub skip: u32,
+    pub bytes: u32,
+}
+
+/// Bytes of one row.
+pub(super) fn row_bytes(map: &TensorMap) -> u32 {
+    map.copied(0) * map.element_type.bytes() as u32
+}
+
+/// Why this map cannot be used with these operands.
+pub(super) fn check(map: &TensorMap, rank: usize) -> Result<(), String> {
+    if map.rank != rank {
+        return Err(format!(
+            "{rank} coordinates for a tensor map of rank {}",
+            map.rank
+        ));
+    }
+    if map.interleave != Interleave::None {
+        return Err("interleaved tensor maps are not executed".to_owned());
+    }
+    Ok(())
+}
+
+/// Calls `f` for every row of the box at `start`, in the order of shared memory; rows wholly outside have 0 bytes.
+#[inline]
+pub(super) fn rows(
+    map: &TensorMap,
+    start: &Coordinates,
+    mut f: impl FnMut(BoxRow) -> Result<(), crate::device::Fault>,
+) -> Result<(), crate::device::Fault> {
+    let element = map.element_type.bytes();
+    let row = row_bytes(map);
+    let first = i64::from(start[0]);
+    let from = first.clamp(0, map.dims[0] as i64);
+    let to = (first + i64::from(map.copied(0))).clamp(0, map.dims[0] as i64);
+    let (skip, bytes) = if to > from {
+        (
+            ((from - first) as u64 * element) as u32,
+            ((to - from) as u64 * element) as u32,
+        )
+    } else {
+        (0, 0)
+    };
+    let inner = map.global_address.wrapping_add(from as u64 * element);
+    let mut offset = 0;
+    let mut index = [0u32; MAX_RANK];
+    loop {
+        let mut address = inner;
+        let mut inside = bytes > 0;
+        for d in 1..map.rank {
+            let c = i64::from(start[d]) + i64::from(index[d] * map.effective_element_stride(d));
+            inside &= c >= 0 && (c as u64) < map.dims[d];
+            address = address.wrapping_add((c as u64).wrapping_mul(map.strides[d]));
+        }
+        f(BoxRow {
+            offset,
+            address: if inside { address } else { 0 },
+            skip: if inside { skip } else { 0 },
+            bytes: if inside { bytes } else { 0 },
+        })?;
+        offset += row;
+        let mut d = 1;
+        loop {
+            if d >= map.rank {
+                return Ok(());
+            }
+            index[d] += 1;
+            if index[d] < map.copied(d) {
+                break;
+            }
+            index[d] = 0;
+            d += 1;
+        }
+    }
+}
+
+/// Lowest address and end of the bytes of the box that are inside of the tensor; `None` if it is wholly outside.
+pub(super) fn extent(map: &TensorMap, start: &Coordinates) -> Option<(u64, u64)> {
+    let element = map.element_type.bytes();
+    let (mut low, mut high) = (map.global_address, map.global_address);
+    for d in 0..map.rank {
+        let step = i64::from(map.effective_element_stride(d));
+        let first = i64::from(start[d]);
+        let count = i64::from(map.copied(d));
+        // The first and last of first, first + step, … that are in 0..dim.
+        let skipped = if first < 0 {
+            (-first + step - 1) / step
+        } else {
+            0
+        };
+        let dim = map.dims[d] as i64;
+        let fitting = if first >= dim {
+            0
+        } else {
+            (dim - first + step - 1) / step
+        };
+        let last = fitting.min(count) - 1;
+        if last < skipped {
+            return None;
+        }
+        low = low.wrapping_add((first + skipped * step) as u64 * map.strides[d]);
+        high = high.wrapping_add((first + last * step) as u64 * map.strides[d]);
+    }
+    Some((low, high.wrapping_add(element)))
+}
+
+/// Bits of the element that a load writes outside of the tensor, as a repeated pattern of 8 bytes.
+pub(super) fn fill_pattern(map: &TensorMap) -> [u8; 8] {
+    if map.oob_fill == OobFill::Zero {
+        return [0; 8];
+    }
+    match map.element_type.bytes() {
+        2 => 0x7fff_7fff_7fff_7fff_u64,
+        4 => 0x7fff_ffff_7fff_ffff,
+        _ => 0x7fff_ffff_ffff_ffff,
+    }
+    .to_le_bytes()
+}
+
+/// Does a load change elements on their way (flush subnormals, round to tf32)?
+pub(super) fn converts(element: ElementType) -> bool {
+    matches!(
+        element,
+        ElementType::F32Ftz | ElementType::Tf32 | ElementType::Tf32Ftz
+    )
+}
+
+/// Applies the conversion of a load to a row. NOTE: to tf32 it rounds to nearest even; the mode is not documented.
+pub(super) fn convert(element: ElementType, row: &mut [u8]) {
+    let flush = matches!(element, ElementType::F32Ftz | ElementType::Tf32Ftz);
+    let round = matches!(element, ElementType::Tf32 | ElementType::Tf32Ftz);
+    for e in row.chunks_exact_mut(4) {
+        let mut b = u32::from_le_bytes([e[0], e[1], e[2], e[3]]);
+        if flush && b & 0x7f80_0000 == 0 {
+            b &= 0x8000_0000;
+        }
+        if round && b & 0x7f80_0000 != 0x7f80_0000 {
+            b = (b + 0xfff + (b >> 13 & 1)) & !0x1fff;
+        }
+        e.copy_from_slice(&b.to_le_bytes());
+    }
+}
+
+/// Copies an unswizzled row to its place. `base` points to shared address `origin`; the row starts at `address`.
+///
+/// # Safety
+/// `row.len()` is a multiple of 16, `address` of 16, and the swizzled span of the row lies in the memory at `base`.
+#[inline(always)]
+pub(super) unsafe fn put_row(
+    base: *mut u8,
+    origin: u32,
+    address: u32,
+    mode: Swizzle,
+    row: *const u8,
+    bytes: u32,
+) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        if mode == Swizzle::None {
+            std::ptr::copy_nonoverlapping(
+                row,
+                base.add((address - origin) as usize),
+                bytes as usize,
+            );
+            return;
+        }
+        let mut at = 0;
+        while at < bytes {
+            let to = swizzle(address + at, mode) - origin;
+            std::ptr::copy_nonoverlapping(row.add(at as usize), base.add(to as usize), 16);
+            at += 16;
+        }
+    }
+}
+
+/// The reverse of [`put_row`].
+///
+/// # Safety
+/// As for [`put_row`].
+#[inline(always)]
+pub(super) unsafe fn get_row(
+    base: *const u8,
+    origin: u32,
+    address: u32,
+    mode: Swizzle,
+    row: *mut u8,
+    bytes: u32,
+) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        if mode == Swizzle::None {
+            std::ptr::copy_nonoverlapping(
+                base.add((address - origin) as usize),
+                row,
+                bytes as usize,
+            );
+            return;
+        }
+        let mut at = 0;
+        while at < bytes {
+            let from = swizzle(address + at, mode) - origin;
+            std::ptr::copy_nonoverlapping(base.add(from as usize), row.add(at as usize), 16);
+            at += 16;
+        }
+    }
+}
+
+/// Bytes of shared memory behind `address` that a box of `bytes` bytes may touch: a swizzle moves chunks within whole
+/// spans of 32, 64 or 128 bytes.
+pub(super) fn footprint(address: u32, bytes: u32, mode: Swizzle) -> u32 {
+    match mode.span_bytes() {
+        None => bytes,
+        Some(span) => (address + bytes).next_multiple_of(span as u32) - address,
+    }
+}
+
+/// Alignment of the shared address of a tensor copy. ISA: cp.async.bulk.tensor.
+pub(super) const SHARED_ALIGN: u32 = 128;
