@@ -68,6 +68,10 @@ impl Registers {
 }
 
 fn rule(opcode: &str, class: Class) -> Rule {
+    // Lanes hold addresses of other lanes' rows: per-lane validity does not carry over.
+    if opcode.starts_with("ldmatrix") || opcode.starts_with("stmatrix") {
+        return Rule::Valid;
+    }
     match class {
         Class::LoadShared => return Rule::Loaded,
         Class::LoadGlobal
@@ -152,7 +156,8 @@ impl Checker {
                 if address & mask != mask {
                     self.uninitialised(at, mask & !address, "the address");
                 }
-                self.registers.sources = data;
+                let valid = self.registers.rules.get(at.pc as usize) == Some(&Rule::Valid);
+                self.registers.sources = if valid { u32::MAX } else { data };
             }
             Class::StoreGlobal => {
                 if all & mask != mask {
