@@ -5,6 +5,7 @@
 
 pub mod arena;
 pub mod artifact;
+pub mod checkpoint;
 pub mod data;
 pub mod driver;
 pub mod evaluate;

@@ -29,7 +29,7 @@ impl Prefetch {
     }
 
     /// The next batch, waiting for it if need be.
-    pub fn next(&mut self) -> Result<Batch> {
+    pub fn take(&mut self) -> Result<Batch> {
         let ready = self.ready.as_ref().expect("alive until dropped");
         ready
             .recv()
@@ -38,7 +38,7 @@ impl Prefetch {
 
     /// Gives a used batch's buffers back.
     pub fn recycle(&self, batch: Batch) {
-        // The thread may be gone after an error that `next` has reported.
+        // The thread may be gone after an error that `take` has reported.
         let _ = self.empty.send(batch);
     }
 }
@@ -87,7 +87,7 @@ mod tests {
         let mut direct = stream();
         let mut ahead = Prefetch::start(stream(), shape);
         for _ in 0..20 {
-            let batch = ahead.next().unwrap();
+            let batch = ahead.take().unwrap();
             assert_eq!(batch, direct.next(&shape).unwrap());
             ahead.recycle(batch);
         }
@@ -106,7 +106,7 @@ mod tests {
                 seq_len: 4,
             },
         );
-        assert!(ahead.next().unwrap_err().to_string().contains("token 99"));
-        assert!(ahead.next().is_err());
+        assert!(ahead.take().unwrap_err().to_string().contains("token 99"));
+        assert!(ahead.take().is_err());
     }
 }

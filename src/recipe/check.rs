@@ -12,7 +12,7 @@ pub fn check(r: &Recipe) -> Result<()> {
     };
     macro_rules! require {
         ($ok:expr, $hint:expr, $($why:tt)+) => {
-            if !$ok { return refuse(format!($($why)+), $hint); }
+            if $ok {} else { return refuse(format!($($why)+), $hint); }
         };
     }
 

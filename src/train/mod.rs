@@ -1,3 +1,11 @@
-//! Training: the loop over an [`engine::Engine`].
+//! Training: the loop ([`run`]) over an [`engine::Engine`], with its schedule, averages, log and phases.
 
+pub mod averaging;
+pub mod curve;
 pub mod engine;
+pub mod log;
+pub mod run;
+pub mod schedule;
+pub mod score;
+#[cfg(test)]
+mod toy;

@@ -1,0 +1,248 @@
+//! Scores of an engine, and the way from trained weights to a scored artifact.
+
+use super::averaging::{Snapshots, final_weights};
+use super::engine::{Engine, Logits};
+use super::log::Reporter;
+use crate::artifact::{Artifact, Budget, write_atomically};
+use crate::data::ByteTable;
+use crate::evaluate::{Scorer, Sliding, Tally, chunked, sliding};
+use crate::quantize::{Hessians, QuantizedTensor, quantize};
+use crate::recipe::{Quantizer, Recipe, SlidingTail, StorageType};
+use anyhow::Result;
+use serde_json::json;
+use std::path::Path;
+use std::time::Instant;
+
+struct EngineScorer<'a> {
+    engine: &'a mut dyn Engine,
+    logits: Logits,
+}
+
+impl Scorer for EngineScorer<'_> {
+    fn score(&mut self, tokens: &[u16], targets: &[u16], seq_len: usize) -> Result<Vec<f32>> {
+        self.engine.score(tokens, targets, seq_len, self.logits)
+    }
+}
+
+/// Chunked evaluation of the live weights.
+pub fn score_chunked(
+    recipe: &Recipe,
+    engine: &mut dyn Engine,
+    stream: &[u16],
+    table: &ByteTable,
+    reporter: &mut Reporter,
+) -> Result<Tally> {
+    let mut scorer = EngineScorer {
+        engine,
+        logits: Logits::F32,
+    };
+    reporter.live(stream.len() / recipe.eval_seq_len, "validation");
+    let result = chunked(
+        &mut scorer,
+        stream,
+        table,
+        recipe.eval_seq_len,
+        recipe.eval_batch_seqs,
+        &mut |done, _| reporter.live_at(done, String::new),
+    );
+    reporter.end_live();
+    result
+}
+
+/// Sliding-window evaluation of the live weights.
+pub fn score_sliding(
+    recipe: &Recipe,
+    engine: &mut dyn Engine,
+    stream: &[u16],
+    table: &ByteTable,
+    reporter: &mut Reporter,
+) -> Result<Tally> {
+    let logits = match recipe.score_logits {
+        StorageType::Bf16 => Logits::Bf16,
+        StorageType::F32 => Logits::F32,
+    };
+    let how = Sliding {
+        seq_len: recipe.eval_seq_len,
+        stride: recipe.eval_stride,
+        batch: recipe.eval_batch_seqs,
+        tail_once: recipe.sliding_tail == SlidingTail::Once,
+    };
+    let mut scorer = EngineScorer { engine, logits };
+    reporter.live(stream.len() / recipe.eval_stride, "sliding windows");
+    let result = sliding(&mut scorer, stream, table, how, &mut |done, _| {
+        reporter.live_at(done, String::new)
+    });
+    reporter.end_live();
+    result
+}
+
+/// Result of [`finish`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finished {
+    pub averaged: Tally,
+    pub roundtrip: Tally,
+    pub sliding: Option<Tally>,
+    pub budget: Budget,
+}
+
+impl Finished {
+    /// The number a run is known by: sliding windows where they are scored, else chunks.
+    pub fn bpb(&self) -> f64 {
+        self.sliding.as_ref().unwrap_or(&self.roundtrip).bpb()
+    }
+}
+
+/// Where and on what a run is finished.
+pub struct Finish<'a> {
+    pub recipe: &'a Recipe,
+    pub recipe_text: &'a str,
+    pub validation: &'a [u16],
+    pub table: &'a ByteTable,
+    /// The artifact's path.
+    pub path: &'a Path,
+}
+
+/// Averages, quantizes, writes the artifact, reads it back, and scores what was read.
+pub fn finish(
+    how: &Finish<'_>,
+    engine: &mut dyn Engine,
+    snapshots: &Snapshots,
+    reporter: &mut Reporter,
+) -> Result<Finished> {
+    let Finish {
+        recipe,
+        validation,
+        table,
+        ..
+    } = *how;
+    let label = label(recipe);
+    let averaged = reporter.phase("averaged weights", |reporter| {
+        let (weights, which) = final_weights(recipe, engine, snapshots)?;
+        engine.import(&weights)?;
+        let start = Instant::now();
+        let tally = score_chunked(recipe, engine, validation, table, reporter)?;
+        reporter.line(format!(
+            "DIAGNOSTIC post_{which} val_loss:{:.4} val_bpb:{:.4} eval_time:{:.0}ms",
+            tally.loss(),
+            tally.bpb(),
+            start.elapsed().as_secs_f64() * 1e3
+        ))?;
+        Ok((tally, weights))
+    })?;
+    let (averaged, weights) = averaged;
+    let budget = reporter.phase("quantize and pack", |reporter| {
+        let quantized = quantize(recipe, &weights, &Hessians::new(), &mut |_| {})?;
+        pack(how, quantized, &label, reporter)
+    })?;
+    let roundtrip = reporter.phase("roundtrip score", |reporter| {
+        let (artifact, _) = Artifact::load(how.path)?;
+        let restored: Vec<_> = artifact
+            .tensors
+            .iter()
+            .map(QuantizedTensor::restore)
+            .collect();
+        engine.import(&restored)?;
+        let start = Instant::now();
+        let tally = score_chunked(recipe, engine, validation, table, reporter)?;
+        report(
+            reporter,
+            &format!("final_{label}_roundtrip"),
+            &tally,
+            "",
+            start,
+        )?;
+        Ok(tally)
+    })?;
+    let sliding = if recipe.eval_stride > 0 {
+        Some(reporter.phase("sliding-window score", |reporter| {
+            let start = Instant::now();
+            let tally = score_sliding(recipe, engine, validation, table, reporter)?;
+            report(
+                reporter,
+                &format!("final_{label}_sliding_window"),
+                &tally,
+                &format!(" stride:{}", recipe.eval_stride),
+                start,
+            )?;
+            Ok(tally)
+        })?)
+    } else {
+        None
+    };
+    Ok(Finished {
+        averaged,
+        roundtrip,
+        sliding,
+        budget,
+    })
+}
+
+/// `int6`, or `int5`, as the log lines call it.
+fn label(recipe: &Recipe) -> String {
+    format!("int{}", recipe.quant_bits)
+}
+
+/// The two lines of a score, four digits and exact, and its metric.
+pub fn report(
+    reporter: &mut Reporter,
+    name: &str,
+    tally: &Tally,
+    extra: &str,
+    start: Instant,
+) -> Result<()> {
+    let (loss, bpb) = (tally.loss(), tally.bpb());
+    let ms = start.elapsed().as_secs_f64() * 1e3;
+    reporter.line(format!(
+        "{name} val_loss:{loss:.4} val_bpb:{bpb:.4}{extra} eval_time:{ms:.0}ms"
+    ))?;
+    reporter.line(format!("{name}_exact val_loss:{loss:.8} val_bpb:{bpb:.8}"))?;
+    reporter.metric(&json!({
+        "event": "final", "name": name, "val_loss": loss, "val_bpb": bpb, "tokens": tally.tokens, "bytes": tally.bytes, "eval_ms": ms,
+    }))
+}
+
+/// Writes the artifact and reports its size.
+fn pack(
+    how: &Finish<'_>,
+    tensors: Vec<QuantizedTensor>,
+    label: &str,
+    reporter: &mut Reporter,
+) -> Result<Budget> {
+    let recipe = how.recipe;
+    let artifact = Artifact {
+        recipe: how.recipe_text.to_owned(),
+        tensors,
+    };
+    let file = artifact.encode(recipe)?;
+    write_atomically(how.path, &file)?;
+    let budget = Artifact::budget(recipe, file.len());
+    let coder = recipe.compressor.name();
+    reporter.line(format!(
+        "Serialized model {label}+{coder}: {} bytes",
+        file.len()
+    ))?;
+    reporter.line(format!(
+        "Total submission size {label}+{coder}: {} bytes",
+        budget.total()
+    ))?;
+    if !budget.fits() {
+        reporter.line(format!("warning: {budget}"))?;
+    }
+    reporter.metric(&json!({
+        "event": "final", "name": "artifact", "bytes": file.len(), "code_bytes": budget.code, "limit": budget.limit,
+    }))?;
+    Ok(budget)
+}
+
+/// Refuses a recipe that asks the engine for what it cannot do, before any time is spent.
+pub fn check_support(recipe: &Recipe) -> Result<()> {
+    if recipe.quantizer == Quantizer::Gptq {
+        return Err(crate::failure::Failure::user(
+            format!("recipe {}", recipe.name),
+            "quantizer = \"gptq\" needs Hessians of the layers' inputs, which the engine does not collect yet",
+            "use --set quantizer=clip_search",
+        )
+        .into());
+    }
+    Ok(())
+}

@@ -1,0 +1,160 @@
+//! A tiny engine on the host for tests of the loop: a table of bigram logits trained by gradient descent with momentum.
+
+use super::engine::*;
+use anyhow::{Result, ensure};
+
+pub struct Toy {
+    pub vocab: usize,
+    pub weights: Vec<f32>,
+    momentum: Vec<f32>,
+    ema: Vec<f32>,
+    /// Makes the given call of `step` (from 1) put a NaN into the weights.
+    pub poison: Option<usize>,
+    pub calls: usize,
+    pub seen: Vec<Rates>,
+}
+
+impl Toy {
+    pub fn new(vocab: usize) -> Self {
+        let weights: Vec<f32> = (0..vocab * vocab)
+            .map(|i| ((i * 31 % 17) as f32 - 8.0) / 100.0)
+            .collect();
+        Self {
+            vocab,
+            momentum: vec![0.0; weights.len()],
+            ema: weights.clone(),
+            weights,
+            poison: None,
+            calls: 0,
+            seen: Vec::new(),
+        }
+    }
+
+    /// Log-probabilities after `token`.
+    fn log_probabilities(&self, token: u16) -> Vec<f32> {
+        let row = &self.weights[usize::from(token) * self.vocab..][..self.vocab];
+        let largest = row.iter().copied().fold(f32::MIN, f32::max);
+        let sum: f32 = row.iter().map(|x| (x - largest).exp()).sum();
+        row.iter().map(|x| x - largest - sum.ln()).collect()
+    }
+}
+
+impl Engine for Toy {
+    fn step(&mut self, inputs: &StepInputs<'_>) -> Result<StepOutput> {
+        self.calls += 1;
+        self.seen.push(inputs.rates);
+        let count = inputs.tokens.len() as f32;
+        let mut gradient = vec![0.0f32; self.weights.len()];
+        let mut loss = 0.0;
+        for (token, target) in inputs.tokens.iter().zip(inputs.targets) {
+            let row = self.log_probabilities(*token);
+            loss -= row[usize::from(*target)];
+            for (v, l) in row.iter().enumerate() {
+                gradient[usize::from(*token) * self.vocab + v] +=
+                    (l.exp() - f32::from(v == usize::from(*target))) / count;
+            }
+        }
+        for ((w, m), g) in self
+            .weights
+            .iter_mut()
+            .zip(&mut self.momentum)
+            .zip(&gradient)
+        {
+            *m = inputs.rates.muon_momentum * *m + g;
+            *w -= inputs.rates.matrix_lr * *m;
+        }
+        if inputs.update_ema {
+            for (e, w) in self.ema.iter_mut().zip(&self.weights) {
+                *e = 0.9 * *e + 0.1 * w;
+            }
+        }
+        if self.poison == Some(self.calls) {
+            self.weights[0] = f32::NAN;
+            return Ok(StepOutput {
+                loss: f32::NAN,
+                grad_norm: 1.0,
+            });
+        }
+        Ok(StepOutput {
+            loss: loss / count,
+            grad_norm: gradient.iter().map(|g| g * g).sum::<f32>().sqrt(),
+        })
+    }
+
+    fn score(
+        &mut self,
+        tokens: &[u16],
+        targets: &[u16],
+        seq_len: usize,
+        _: Logits,
+    ) -> Result<Vec<f32>> {
+        ensure!(tokens.len().is_multiple_of(seq_len));
+        Ok(tokens
+            .iter()
+            .zip(targets)
+            .map(|(token, target)| -self.log_probabilities(*token)[usize::from(*target)])
+            .collect())
+    }
+
+    fn export(&mut self, which: Weights) -> Result<Vec<NamedTensor>> {
+        let values = match which {
+            Weights::Live => self.weights.clone(),
+            Weights::Ema => self.ema.clone(),
+        };
+        Ok(vec![NamedTensor {
+            name: "blocks.0.mlp.fc.weight".into(),
+            shape: vec![self.vocab, self.vocab],
+            stored: Element::F32,
+            values,
+        }])
+    }
+
+    fn import(&mut self, tensors: &[NamedTensor]) -> Result<()> {
+        for tensor in tensors {
+            ensure!(
+                tensor.name == "blocks.0.mlp.fc.weight"
+                    && tensor.values.len() == self.weights.len()
+            );
+            self.weights.clone_from(&tensor.values);
+        }
+        Ok(())
+    }
+
+    fn save_state(&mut self) -> Result<Vec<StateTensor>> {
+        let tensor = |name: &str, values: &[f32]| StateTensor {
+            name: name.into(),
+            element: Element::F32,
+            shape: vec![values.len()],
+            bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        };
+        Ok(vec![
+            tensor("param", &self.weights),
+            tensor("momentum", &self.momentum),
+            tensor("ema", &self.ema),
+        ])
+    }
+
+    fn load_state(&mut self, state: &[StateTensor]) -> Result<()> {
+        ensure!(state.len() == 3, "{} tensors", state.len());
+        for (tensor, values) in
+            state
+                .iter()
+                .zip([&mut self.weights, &mut self.momentum, &mut self.ema])
+        {
+            *values = tensor
+                .bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect();
+        }
+        Ok(())
+    }
+
+    fn find_non_finite(&mut self) -> Result<Option<String>> {
+        Ok(self
+            .weights
+            .iter()
+            .any(|w| !w.is_finite())
+            .then(|| "blocks.0.mlp.fc.weight".to_owned()))
+    }
+}
