@@ -75,3 +75,6 @@ pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
         _ => Ok(false),
     }
 }
+
+#[cfg(test)]
+mod box_tests;
