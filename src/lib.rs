@@ -10,6 +10,7 @@ pub mod data;
 pub mod driver;
 pub mod evaluate;
 pub mod failure;
+pub mod kernels;
 pub mod model;
 pub mod parity;
 pub mod quantize;

@@ -1,0 +1,95 @@
+//! Twin of `cuda/head_loss.cu`: softcap and cross-entropy.
+
+use anyhow::Result;
+use cust::stream::Stream;
+
+use super::{Checks, DevPtr, Kernels, Work, partial_grid};
+
+/// Partial sums of the loss over `rows` rows.
+pub fn loss_partials(rows: u64) -> u32 {
+    partial_grid(rows, 8)
+}
+
+fn suffix(checks: Checks, vocabulary: u64) -> Result<&'static str> {
+    checks.limit(
+        vocabulary > 0 && vocabulary.is_multiple_of(8) && vocabulary <= 4096,
+        || format!("V = {vocabulary} is not a multiple of 8 up to 4096"),
+    )?;
+    Ok(match vocabulary {
+        0..=256 => "v256",
+        257..=1024 => "v1024",
+        _ => "v4096",
+    })
+}
+
+impl Kernels {
+    /// Loss of each row summed into `partial` f32 `[loss_partials]`; `logits` bf16 `[rows, V]` become their gradient times
+    /// `gradient_scale`. `targets` u16 `[rows]`.
+    #[allow(clippy::too_many_arguments)] // the operands of one operation
+    pub fn softcap_loss(
+        &self,
+        stream: &Stream,
+        logits: DevPtr,
+        targets: DevPtr,
+        partial: DevPtr,
+        gradient_scale: f32,
+        rows: u64,
+        vocabulary: u64,
+    ) -> Result<Work> {
+        let checks = Checks("softcap_loss");
+        let suffix = suffix(checks, vocabulary)?;
+        let grid = loss_partials(rows);
+        checks.array("logits", logits, 2, &[rows, vocabulary])?;
+        checks.list("targets", targets, 2, &[rows])?;
+        checks.list("partial", partial, 4, &[u64::from(grid)])?;
+        let (n, v) = (checks.int("N", rows)?, vocabulary as i32);
+        self.launch(
+            stream,
+            &format!("softcap_loss_{suffix}"),
+            [grid, 1, 1],
+            256,
+            0,
+            &[&logits, &targets, &partial, &gradient_scale, &n, &v],
+        )?;
+        Ok(Work {
+            flops: 12 * rows * vocabulary,
+            bytes: 4 * rows * vocabulary,
+        })
+    }
+
+    /// Loss of each row, f32 `[rows]`. With `round_bf16` the capped logits are rounded first.
+    #[allow(clippy::too_many_arguments)] // the operands of one operation
+    pub fn softcap_score(
+        &self,
+        stream: &Stream,
+        logits: DevPtr,
+        targets: DevPtr,
+        losses: DevPtr,
+        round_bf16: bool,
+        rows: u64,
+        vocabulary: u64,
+    ) -> Result<Work> {
+        let checks = Checks("softcap_score");
+        let suffix = suffix(checks, vocabulary)?;
+        checks.array("logits", logits, 2, &[rows, vocabulary])?;
+        checks.list("targets", targets, 2, &[rows])?;
+        checks.list("losses", losses, 4, &[rows])?;
+        let (n, v, round) = (
+            checks.int("N", rows)?,
+            vocabulary as i32,
+            i32::from(round_bf16),
+        );
+        self.launch(
+            stream,
+            &format!("softcap_score_{suffix}"),
+            [loss_partials(rows), 1, 1],
+            256,
+            0,
+            &[&logits, &targets, &losses, &round, &n, &v],
+        )?;
+        Ok(Work {
+            flops: 6 * rows * vocabulary,
+            bytes: 2 * rows * vocabulary,
+        })
+    }
+}

@@ -1,0 +1,398 @@
+//! Twin of `cuda/qkv.cu`: between the QKV product and attention.
+
+use anyhow::Result;
+use cust::stream::Stream;
+
+use super::attention_forward::{AttentionShape, HEAD_DIM};
+use super::{Checks, DevPtr, Kernels, Work, address, partial_grid};
+
+/// How a layer's value is mixed with layer 0's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ValueMix {
+    None,
+    /// `(1 - g) v + g v_first`, g the sigmoid of one parameter.
+    Gate {
+        parameter: DevPtr,
+    },
+    /// `l0 v_first + l1 v`, two parameters.
+    Lambda {
+        parameters: DevPtr,
+    },
+}
+
+impl ValueMix {
+    fn mode(self) -> i32 {
+        match self {
+            Self::None => 0,
+            Self::Gate { .. } => 1,
+            Self::Lambda { .. } => 2,
+        }
+    }
+
+    fn parameters(self, checks: Checks) -> Result<u64> {
+        let (pointer, count) = match self {
+            Self::None => return Ok(0),
+            Self::Gate { parameter } => (parameter, 1),
+            Self::Lambda { parameters } => (parameters, 2),
+        };
+        checks.list("mix", pointer, 4, &[count])?;
+        Ok(pointer.address)
+    }
+}
+
+/// The value embedding of a layer that has one.
+#[derive(Clone, Copy, Debug)]
+pub struct ValueEmbedding {
+    /// u16 per row.
+    pub ids: DevPtr,
+    /// Projected table, bf16 `[V, KV 64]`.
+    pub table: DevPtr,
+    pub vocabulary: u64,
+    /// The layer's scale, one f32.
+    pub scale: DevPtr,
+}
+
+/// What the forward and the backward kernel share.
+#[derive(Clone, Copy, Debug)]
+pub struct QkvOperands {
+    pub shape: AttentionShape,
+    /// Raw projection, bf16 `[N, stride]`.
+    pub qkv: DevPtr,
+    pub stride: u64,
+    /// f32 `[H]`.
+    pub q_gain: DevPtr,
+    /// f32 `[T, 16]`, see [`rope_table`].
+    pub rope: DevPtr,
+    pub value_embedding: Option<ValueEmbedding>,
+    pub mix: ValueMix,
+    /// Layer 0's raw projection, `[N, stride]`; needed with a mix.
+    pub first_qkv: Option<DevPtr>,
+}
+
+/// What a layer does with the gradient of layer 0's value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FirstRole {
+    None,
+    /// Writes its share: the first layer of the backward pass that mixes.
+    Write,
+    /// Adds its share.
+    Add,
+    /// Is layer 0: adds what the others left to its own gradient.
+    Take,
+}
+
+/// Operands of the backward kernel beyond [`QkvOperands`].
+#[derive(Clone, Copy, Debug)]
+pub struct QkvGradients {
+    /// Gradient of attention's input, bf16 `[N, C]`.
+    pub dout: DevPtr,
+    /// Further gradient of v, bf16 `[N, KV 64]` (from XSA).
+    pub dv_extra: Option<DevPtr>,
+    /// Gradient of the raw projection, bf16 `[N, stride]`; its gate columns are left alone.
+    pub dqkv: DevPtr,
+    /// bf16 `[N, KV 64]`; needed for every role but `None`.
+    pub dv_first: Option<DevPtr>,
+    pub role: FirstRole,
+    /// f32 `[qkv_partials, H + 2]`.
+    pub partial: DevPtr,
+}
+
+/// Rows of the partial sums of [`Kernels::qkv_backward`].
+pub fn qkv_partials(shape: AttentionShape) -> u32 {
+    let heads = shape.heads() + 2 * shape.kv_heads;
+    partial_grid(shape.sequences * shape.tokens * heads, 32)
+}
+
+/// Base of the rotary angles at length `tokens` for a model whose rotary module was built for `train_length`.
+pub fn rope_base(base: f64, tokens: u64, train_length: u64) -> f64 {
+    if tokens <= train_length {
+        base
+    } else {
+        base * (tokens as f64 / train_length as f64).powf(16.0 / 14.0)
+    }
+}
+
+/// Rotary table `[tokens, 16]`: 8 cosines, then 8 sines of `t base^(-2i/16)`. As published, the angle is a product of f32s.
+pub fn rope_table(tokens: u64, base: f64) -> Vec<f32> {
+    let frequencies: [f32; 8] = std::array::from_fn(|i| (1.0 / base.powf(i as f64 / 8.0)) as f32);
+    (0..tokens)
+        .flat_map(|t| {
+            let angles = frequencies.map(|f| f64::from(t as f32 * f));
+            let cosines = angles.map(|a| a.cos() as f32);
+            let sines = angles.map(|a| a.sin() as f32);
+            cosines.into_iter().chain(sines)
+        })
+        .collect()
+}
+
+/// Addresses and sizes in the order in which both kernels take them.
+struct Common {
+    stride: i32,
+    ids: u64,
+    table: u64,
+    scale: u64,
+    first: u64,
+    mix: u64,
+    mode: i32,
+    rows: i32,
+    tokens: i32,
+    heads: i32,
+    kv_heads: i32,
+}
+
+impl QkvOperands {
+    fn rows(&self) -> u64 {
+        self.shape.sequences * self.shape.tokens
+    }
+
+    fn common(&self, checks: Checks) -> Result<Common> {
+        let shape = self.shape;
+        let (rows, kv_width) = (self.rows(), shape.kv_heads * HEAD_DIM);
+        check_heads(checks, shape)?;
+        checks.limit(
+            self.stride >= shape.columns() && self.stride.is_multiple_of(8),
+            || {
+                format!(
+                    "rows of qkv have {} columns, {} needed, in multiples of 8",
+                    self.stride,
+                    shape.columns()
+                )
+            },
+        )?;
+        checks.array("qkv", self.qkv, 2, &[rows, self.stride])?;
+        checks.list("q_gain", self.q_gain, 4, &[shape.heads()])?;
+        checks.array("rope", self.rope, 4, &[shape.tokens, 16])?;
+        if let Some(e) = self.value_embedding {
+            checks.list("ids", e.ids, 2, &[rows])?;
+            checks.array("ve_table", e.table, 2, &[e.vocabulary, kv_width])?;
+            checks.list("ve_scale", e.scale, 4, &[1])?;
+        }
+        let first_column = shape.columns() - kv_width;
+        let first = match (self.mix, self.first_qkv) {
+            (ValueMix::None, _) => 0,
+            (_, Some(first)) => {
+                checks.array("first_qkv", first, 2, &[rows, self.stride])?;
+                first.offset(2 * first_column).address
+            }
+            (_, None) => anyhow::bail!("kernel {}: a value mix without first_qkv", checks.0),
+        };
+        let embedding = self.value_embedding;
+        Ok(Common {
+            stride: checks.int("S", self.stride)?,
+            ids: address(embedding.map(|e| e.ids)),
+            table: address(embedding.map(|e| e.table)),
+            scale: address(embedding.map(|e| e.scale)),
+            first,
+            mix: self.mix.parameters(checks)?,
+            mode: self.mix.mode(),
+            rows: checks.int("N", rows)?,
+            tokens: checks.int("T", shape.tokens)?,
+            heads: shape.heads() as i32,
+            kv_heads: shape.kv_heads as i32,
+        })
+    }
+}
+
+/// The kernels that give eight lanes to each head need the heads to divide 32.
+pub(super) fn check_heads(checks: Checks, shape: AttentionShape) -> Result<()> {
+    checks.limit(
+        matches!(shape.heads(), 2 | 4 | 8 | 16) && shape.tokens > 0 && shape.sequences > 0,
+        || {
+            format!(
+                "H = {} is not 2, 4, 8 or 16, or the batch is empty",
+                shape.heads()
+            )
+        },
+    )
+}
+
+impl Kernels {
+    /// Raw projection to attention's input `out` bf16 `[N, C]`.
+    pub fn qkv_forward(
+        &self,
+        stream: &Stream,
+        operands: &QkvOperands,
+        out: DevPtr,
+    ) -> Result<Work> {
+        let checks = Checks("qkv_forward");
+        let c = operands.common(checks)?;
+        let (rows, columns) = (operands.rows(), operands.shape.columns());
+        checks.array("out", out, 2, &[rows, columns])?;
+        self.launch(
+            stream,
+            checks.0,
+            [qkv_partials(operands.shape), 1, 1],
+            256,
+            0,
+            &[
+                &operands.qkv,
+                &c.stride,
+                &out,
+                &operands.q_gain,
+                &operands.rope,
+                &c.ids,
+                &c.table,
+                &c.scale,
+                &c.first,
+                &c.stride,
+                &c.mix,
+                &c.mode,
+                &c.rows,
+                &c.tokens,
+                &c.heads,
+                &c.kv_heads,
+            ],
+        )?;
+        Ok(Work {
+            flops: 8 * rows * columns,
+            bytes: 4 * rows * columns,
+        })
+    }
+
+    /// Gradient of [`Kernels::qkv_forward`]; the parameters' sums are finished by [`Kernels::qkv_backward_finish`].
+    pub fn qkv_backward(
+        &self,
+        stream: &Stream,
+        operands: &QkvOperands,
+        g: &QkvGradients,
+    ) -> Result<Work> {
+        let checks = Checks("qkv_backward");
+        let c = operands.common(checks)?;
+        let (shape, rows) = (operands.shape, operands.rows());
+        let (columns, kv_width) = (shape.columns(), shape.kv_heads * HEAD_DIM);
+        let grid = qkv_partials(shape);
+        checks.array("dout", g.dout, 2, &[rows, columns])?;
+        checks.optional("dv_extra", g.dv_extra, 2, &[rows, kv_width])?;
+        checks.array("dqkv", g.dqkv, 2, &[rows, operands.stride])?;
+        checks.optional("dv_first", g.dv_first, 2, &[rows, kv_width])?;
+        checks.array(
+            "partial",
+            g.partial,
+            4,
+            &[u64::from(grid), shape.heads() + 2],
+        )?;
+        let mixes = operands.mix != ValueMix::None;
+        let fits = match g.role {
+            FirstRole::None | FirstRole::Take => !mixes,
+            FirstRole::Write | FirstRole::Add => mixes,
+        };
+        checks.limit(
+            fits && (g.role == FirstRole::None || g.dv_first.is_some()),
+            || {
+                format!(
+                    "role {:?} with {:?} and dv_first {:?}",
+                    g.role, operands.mix, g.dv_first
+                )
+            },
+        )?;
+        let role = match g.role {
+            FirstRole::None => 0i32,
+            FirstRole::Write => 1,
+            FirstRole::Add => 2,
+            FirstRole::Take => 3,
+        };
+        let (extra, first) = (address(g.dv_extra), address(g.dv_first));
+        self.launch(
+            stream,
+            checks.0,
+            [grid, 1, 1],
+            256,
+            0,
+            &[
+                &g.dout,
+                &extra,
+                &operands.qkv,
+                &c.stride,
+                &g.dqkv,
+                &operands.q_gain,
+                &operands.rope,
+                &c.ids,
+                &c.table,
+                &c.scale,
+                &c.first,
+                &c.stride,
+                &c.mix,
+                &c.mode,
+                &first,
+                &role,
+                &g.partial,
+                &c.rows,
+                &c.tokens,
+                &c.heads,
+                &c.kv_heads,
+            ],
+        )?;
+        Ok(Work {
+            flops: 14 * rows * columns,
+            bytes: 6 * rows * columns,
+        })
+    }
+
+    /// Adds the partial sums up: gradients of q_gain (f32 `[H]`) and of the mix's parameters.
+    #[allow(clippy::too_many_arguments)] // the operands of one operation
+    pub fn qkv_backward_finish(
+        &self,
+        stream: &Stream,
+        shape: AttentionShape,
+        partial: DevPtr,
+        q_gain_grad: DevPtr,
+        mix: ValueMix,
+        mix_grad: Option<DevPtr>,
+        accumulate: bool,
+    ) -> Result<Work> {
+        let checks = Checks("qkv_backward_finish");
+        check_heads(checks, shape)?;
+        let (count, heads) = (qkv_partials(shape) as i32, shape.heads() as i32);
+        checks.array("partial", partial, 4, &[count as u64, shape.heads() + 2])?;
+        checks.list("q_gain_grad", q_gain_grad, 4, &[shape.heads()])?;
+        if mix != ValueMix::None {
+            let Some(grad) = mix_grad else {
+                anyhow::bail!("kernel {}: {mix:?} without mix_grad", checks.0)
+            };
+            checks.list("mix_grad", grad, 4, &[mix.mode() as u64])?;
+        }
+        let (parameters, mode) = (mix.parameters(checks)?, mix.mode());
+        let (grad, accumulate) = (address(mix_grad), i32::from(accumulate));
+        self.launch(
+            stream,
+            checks.0,
+            [1, 1, 1],
+            32,
+            0,
+            &[
+                &partial,
+                &count,
+                &heads,
+                &q_gain_grad,
+                &parameters,
+                &mode,
+                &grad,
+                &accumulate,
+            ],
+        )?;
+        Ok(Work {
+            flops: count as u64 * (shape.heads() + 2),
+            bytes: 4 * count as u64 * (shape.heads() + 2),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rope_bases_of_the_published_lengths() {
+        assert_eq!(rope_base(10_000.0, 1024, 1024), 10_000.0);
+        assert!((rope_base(10_000.0, 2047, 1024) - 22_069.468276).abs() < 1e-4);
+        assert!((rope_base(10_000.0, 2048, 1024) - 22_081.790273).abs() < 1e-4);
+    }
+
+    #[test]
+    fn rope_table_is_cosines_then_sines() {
+        let table = rope_table(3, 10_000.0);
+        assert_eq!(table.len(), 48);
+        assert_eq!((table[0], table[8]), (1.0, 0.0));
+        assert!((table[32] - 2f32.cos()).abs() < 1e-6 && (table[40] - 2f32.sin()).abs() < 1e-6);
+    }
+}
