@@ -8,7 +8,7 @@
 //! * All of these are collective: every live lane of the warp executes them together ([`converged`]).
 
 pub mod descriptor;
-mod execute;
+pub mod execute;
 pub mod format;
 pub mod kernel;
 pub mod lifetime;

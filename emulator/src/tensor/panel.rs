@@ -65,7 +65,22 @@ pub struct RawA {
     pub mn_major: bool,
 }
 
+/// Where A comes from.
+pub enum SourceA {
+    Descriptor(Tile),
+    /// Bytes of the fragments; each warp adds its rows.
+    Registers(Box<RawA>),
+}
+
 impl RawA {
+    /// No fragment stored yet.
+    pub fn boxed() -> Box<Self> {
+        Box::new(Self {
+            bytes: [0; 2048],
+            mn_major: false,
+        })
+    }
+
     /// Copies an operand out of shared memory. `tile` was found in bounds.
     pub fn gather(&mut self, tile: &Tile, shared: &[u8]) {
         self.mn_major = tile.mn_major;
