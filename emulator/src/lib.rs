@@ -1,4 +1,5 @@
 //! An H100 on the CPU: executes the PTX that nvcc emits for sm_90a and checks it.
+pub mod alu;
 pub mod asynchronous;
 pub mod check;
 pub mod counters;
@@ -8,5 +9,6 @@ pub mod exec;
 pub mod memory;
 pub mod program;
 pub mod ptx;
+pub mod simd;
 pub mod tensor;
 pub mod tensor_map;

@@ -42,6 +42,9 @@ pub const PRED_TRUE: u16 = 0;
 /// Slot 1 is a scratch slot: writes to `_` go there.
 pub const PRED_SINK: u16 = 1;
 
+/// Slot 2 is the carry of extended-precision arithmetic (`.cc`).
+pub const PRED_CARRY: u16 = 2;
+
 impl Pred {
     pub const TRUE: Pred = Pred {
         index: PRED_TRUE,
