@@ -3,13 +3,18 @@
 use crate::memory::Arena;
 use crate::program::{LowerError, Program};
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// One emulated GPU.
 pub struct Device {
     pub ordinal: u32,
     pub memory: Arena,
     pub settings: Settings,
+    /// Text printed by kernels, not yet taken.
+    pub output: Mutex<Vec<u8>>,
+    /// Launches so far: `%gridid`.
+    pub launches: AtomicU64,
 }
 
 /// How launches are executed; read from the environment once (`Settings::from_env`), changeable by tests.
@@ -23,6 +28,94 @@ pub struct Settings {
     pub collect: bool,
     /// Host threads; 0 = all cores.
     pub threads: usize,
+    /// Bytes of device memory.
+    pub memory_bytes: u64,
+    /// Align shared memory as declared and no better, also where the device happens to align it better.
+    pub exact_alignment: bool,
+    /// Operations (of warps) after which a launch ends with a time-out; 0 = no limit.
+    pub step_limit: u64,
+    /// Count instructions, bytes and conflicts.
+    pub count: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            sm_count: 4,
+            seed: 0,
+            policy: Policy::Random,
+            checks: true,
+            collect: false,
+            threads: 0,
+            memory_bytes: 80 << 30,
+            exact_alignment: false,
+            step_limit: 0,
+            count: false,
+        }
+    }
+}
+
+impl Settings {
+    /// The defaults, changed by `BIRDIE_EMU_SMS`, `_SEED`, `_POLICY` (eager, latest, random), `_CHECKS` (0 or 1),
+    /// `_COLLECT`, `_COUNT`, `_THREADS`, `_MEMORY` (bytes), `_EXACT_ALIGNMENT` and `_STEP_LIMIT`. The error names the variable.
+    pub fn from_env() -> Result<Self, String> {
+        let mut s = Settings::default();
+        fn read<T: std::str::FromStr>(name: &str, to: &mut T) -> Result<(), String> {
+            let name = format!("BIRDIE_EMU_{name}");
+            if let Ok(text) = std::env::var(&name) {
+                *to = text
+                    .parse()
+                    .map_err(|_| format!("{name}={text} is not a number in range"))?;
+            }
+            Ok(())
+        }
+        fn flag(name: &str, to: &mut bool) -> Result<(), String> {
+            let mut n = u8::from(*to);
+            read(name, &mut n)?;
+            *to = n != 0;
+            Ok(())
+        }
+        read("SMS", &mut s.sm_count)?;
+        read("SEED", &mut s.seed)?;
+        read("THREADS", &mut s.threads)?;
+        read("MEMORY", &mut s.memory_bytes)?;
+        read("STEP_LIMIT", &mut s.step_limit)?;
+        flag("CHECKS", &mut s.checks)?;
+        flag("COLLECT", &mut s.collect)?;
+        flag("COUNT", &mut s.count)?;
+        flag("EXACT_ALIGNMENT", &mut s.exact_alignment)?;
+        s.policy = match std::env::var("BIRDIE_EMU_POLICY").as_deref() {
+            Ok("eager") => Policy::Eager,
+            Ok("latest") => Policy::Latest,
+            Ok("random") | Err(_) => Policy::Random,
+            Ok(other) => {
+                return Err(format!(
+                    "BIRDIE_EMU_POLICY={other} is none of eager, latest, random"
+                ));
+            }
+        };
+        s.sm_count = s.sm_count.clamp(1, 1024);
+        Ok(s)
+    }
+}
+
+impl Device {
+    /// A device with nothing allocated.
+    pub fn new(ordinal: u32, settings: Settings) -> std::io::Result<Self> {
+        let reserve = settings.memory_bytes.saturating_add(1 << 30);
+        Ok(Device {
+            ordinal,
+            memory: Arena::new(reserve)?,
+            settings,
+            output: Mutex::default(),
+            launches: AtomicU64::new(0),
+        })
+    }
+
+    /// What kernels have printed since the last call.
+    pub fn take_output(&self) -> Vec<u8> {
+        std::mem::take(&mut *self.output.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// When asynchronous operations take effect.
@@ -39,6 +132,8 @@ pub struct Module {
     pub entries: HashMap<String, Arc<Program>>,
     /// Module-scope `.global`/`.const` variables: device address and bytes.
     pub globals: HashMap<String, (u64, u64)>,
+    /// What [`Device::unload_module`] frees.
+    pub allocations: Vec<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +162,26 @@ pub struct Launch<'a> {
     pub policy: Policy,
     pub checks: bool,
     pub grid_id: u64,
+}
+
+impl Launch<'_> {
+    /// `%is_explicit_cluster`: the launch or the kernel names cluster dimensions.
+    pub fn explicit_cluster(&self) -> bool {
+        self.config.cluster != [1, 1, 1]
+            || self.program.bounds.explicit_cluster
+            || self.program.bounds.reqnctapercluster.is_some()
+    }
+}
+
+/// What a launch that ended well has to say.
+#[derive(Debug, Clone, Default)]
+pub struct LaunchReport {
+    /// Findings, where they are collected.
+    pub findings: Vec<crate::check::Finding>,
+    /// Operations of warps that were executed.
+    pub operations: u64,
+    /// With [`Settings::count`].
+    pub counters: Option<crate::counters::Counters>,
 }
 
 /// Why a launch ended early.

@@ -8,7 +8,8 @@
 //! * **Blocking is polling**: a handler that cannot proceed stores why in `fragment.wait` and returns
 //!   [`Flow::Block`]; the scheduler calls the same operation again later. A handler that has side effects before it
 //!   blocks (an arrival) finds its own `Wait` in `fragment.wait` at the next call and must not repeat them. It clears
-//!   `fragment.wait` when it completes.
+//!   `fragment.wait` when it completes. A blocked warp is polled again only after `cluster.progress` has changed, so
+//!   whatever can unblock another must count there.
 //! * **Asynchronous operations** (bulk and tensor copies, cp.async, wgmma) are entries of a queue of their cluster, with
 //!   an issue and a retire event; when they retire is drawn from the seed (`asynchronous`, `tensor`).
 //!
@@ -17,7 +18,19 @@
 //! `mapa` makes). Generic addresses of shared memory are [`SHARED_WINDOW`] + that, of local memory
 //! [`LOCAL_WINDOW`] + offset (each lane its own). `cvta` to global, const and param is the identity.
 
+pub mod alu;
+pub mod barrier;
+pub mod call;
+pub mod cluster;
+pub mod control;
+pub mod launch;
+pub mod memory;
+mod printf;
+pub mod run;
+pub mod schedule;
+pub mod simd;
 pub mod state;
+pub mod warp;
 
 pub use state::*;
 

@@ -10,7 +10,7 @@ pub const LANES: usize = 32;
 pub const FULL: u32 = u32::MAX;
 
 /// 32 lanes of 32 bits.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 #[repr(C, align(128))]
 pub struct Row(pub [u32; LANES]);
 
@@ -20,7 +20,10 @@ pub struct Row(pub [u32; LANES]);
 pub enum Flow {
     /// Go on with the next operation.
     Next,
-    /// The handler has changed the fragments (branch, exit, call, return): look at them again.
+    /// The whole fragment goes on at `cx.pc` (a branch that does not diverge).
+    Branch,
+    /// The handler has changed the fragments (a branch that diverges, exit, call, return), their `pc`s included: look at
+    /// them again.
     Jump,
     /// Could not proceed; `fragment.wait` says why. The same operation is tried again later.
     Block,
@@ -78,15 +81,25 @@ pub struct Fragment {
     pub pc: u32,
     pub mask: u32,
     pub wait: Wait,
+    /// Found blocked in this turn.
+    pub polled: bool,
     /// Return addresses of active calls.
     pub calls: Vec<Frame>,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+/// An active call.
+#[derive(Debug, Clone)]
 pub struct Frame {
     pub return_pc: u32,
-    /// Rows of a recursive callee saved at the call.
-    pub saved: Vec<(RowId, Box<[u32; LANES]>)>,
+    /// Index in [`Program::ext`](crate::program::Program) of the call's record.
+    pub call: u32,
+    /// Index of the function that runs in this frame.
+    pub callee: u32,
+    /// Top of the local stack during the call.
+    pub top: u32,
+    /// Rows of a recursive callee as they were before the call.
+    pub saved: Vec<Row>,
+    pub saved_preds: Vec<u32>,
 }
 
 pub struct Warp {
@@ -106,11 +119,19 @@ pub struct Warp {
     /// Registers per thread this warp holds of the CTA's pool (setmaxnreg).
     pub register_cap: u32,
     pub ops_executed: u64,
+    /// Generation of the cluster barrier in which this warp arrived last.
+    pub cluster_arrival: u64,
+    /// `cluster.progress` when all fragments were last found blocked; `None` while one can run.
+    pub blocked_at: Option<u64>,
+    /// The last turn ended by its quantum: the next starts with a fragment drawn by lot.
+    pub preempted: bool,
+    /// Polling loads and atomics without effect since the cluster last moved on.
+    pub polls: u32,
 }
 
 #[derive(Debug, Clone, Default)]
 pub struct NamedBarrier {
-    /// Threads expected (0: nobody has arrived in this generation).
+    /// Threads expected (0: nobody has arrived in this generation, or all threads of the CTA that have not exited).
     pub expected: u32,
     pub arrived: u32,
     pub generation: u64,
@@ -122,6 +143,20 @@ pub struct NamedBarrier {
     pub last_popc: u32,
     pub last_and: bool,
     pub last_or: bool,
+}
+
+impl NamedBarrier {
+    pub const EMPTY: NamedBarrier = NamedBarrier {
+        expected: 0,
+        arrived: 0,
+        generation: 0,
+        popc: 0,
+        and: true,
+        or: false,
+        last_popc: 0,
+        last_and: true,
+        last_or: false,
+    };
 }
 
 pub struct Cta {
@@ -148,14 +183,26 @@ pub struct Cluster {
     pub ctas: Vec<Cta>,
     pub asynchronous: AsyncState,
     pub check: Option<Box<Checker>>,
+    pub counters: Option<Box<crate::counters::Counters>>,
     pub rng: Rng,
     pub fault: Option<crate::device::Fault>,
     /// `barrier.cluster`: arrived warps-lanes and generation.
     pub cluster_arrived: u32,
     pub cluster_generation: u64,
-    /// Counts whatever moves the computation on (arrivals, retirements, stores, exits): no change over many rounds
-    /// is a livelock.
+    /// Counts events that can unblock a waiting fragment: arrivals, completions, retirements, exits, freed registers.
+    /// **Every handler that causes one must add 1**: a blocked warp is polled again only when this has changed.
     pub progress: u64,
+    /// Counts stores that others can see (shared and global). With `progress` it tells a livelock from work.
+    pub stores: u64,
+    /// Operations executed by all warps: the clock of the cluster.
+    pub steps: u64,
+    /// Text printed by `vprintf`.
+    pub output: Vec<u8>,
+    /// Allocations that this cluster touched last: first and one-past-last address.
+    pub bounds: [(u64, u64); 4],
+    pub bounds_next: usize,
+    /// SM of its first CTA.
+    pub sm: u32,
 }
 
 /// Zeroed bytes whose address is a multiple of 1024.
@@ -180,6 +227,12 @@ impl AlignedBytes {
     }
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+    pub fn fill(&mut self, byte: u8) {
+        self.as_mut_slice().fill(byte);
+    }
+    pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.as_mut_slice().as_mut_ptr()
     }
     pub fn as_slice(&self) -> &[u8] {
         &self.storage[self.start..self.start + self.len]
@@ -217,7 +270,13 @@ pub struct Cx<'a> {
     pub preds: *mut u32,
     /// Lanes that execute this operation: the fragment's mask and the guard.
     pub mask: u32,
+    /// Lanes of the fragment.
+    pub active: u32,
     pub pc: u32,
+    /// Operations left in this turn.
+    pub budget: u32,
+    /// A checker or a counter wants to see memory accesses.
+    pub observed: bool,
     pub warp: *mut Warp,
     pub cta: *mut Cta,
     pub cluster: *mut Cluster,
@@ -278,6 +337,69 @@ impl<'a> Cx<'a> {
         self.launch.program.ext[op.ext as usize]
             .downcast_ref()
             .expect("extension record of another handler")
+    }
+    /// For `.aligned` operations: true when all lanes of the warp that have not exited execute this one together.
+    /// Otherwise the fragment is set to wait for the others, and the handler returns [`Flow::Block`].
+    #[inline(always)]
+    pub fn aligned(&mut self) -> bool {
+        self.rendezvous(FULL)
+    }
+    /// For `.sync` operations with a member mask that only the same pc can satisfy.
+    #[inline(always)]
+    pub fn rendezvous(&mut self, members: u32) -> bool {
+        let wanted = self.warp().live & members;
+        if wanted & !self.mask == 0 {
+            true
+        } else {
+            self.fragment().wait = Wait::Converge { mask: members };
+            false
+        }
+    }
+    /// Executing warp and pc, for the checker.
+    #[inline(always)]
+    pub fn at(&mut self) -> crate::check::At {
+        crate::check::At {
+            agent: crate::check::Agent(self.warp().agent),
+            pc: self.pc,
+        }
+    }
+    /// Operations executed by the cluster so far: its clock.
+    pub fn clock(&mut self) -> u64 {
+        let left = u64::from(self.budget);
+        self.cluster().steps.wrapping_sub(left)
+    }
+    /// The executing warp and operation in words: `warp 2 of CTA 0,0,0 at line 17 (gemm.cu:40)`.
+    pub fn place(&mut self) -> String {
+        let program = self.launch.program;
+        let site = program.site(self.pc);
+        let (warp, ctaid) = (self.warp().index, self.cta().ctaid);
+        format!(
+            "{site}, warp {warp} of CTA {},{},{}",
+            ctaid[0], ctaid[1], ctaid[2]
+        )
+    }
+    /// Ends the launch with a finding at the executing operation, for mistakes after which nothing can go on.
+    #[cold]
+    pub fn finding(
+        &mut self,
+        kind: crate::check::FindingKind,
+        at: crate::check::At,
+        message: impl Into<String>,
+    ) -> Flow {
+        let who = self.place();
+        let kernel = self.launch.program.name.clone();
+        self.fail(crate::device::Fault::Finding(Box::new(
+            crate::check::Finding {
+                kind,
+                kernel,
+                message: message.into(),
+                sites: vec![crate::check::SiteRef {
+                    pc: at.pc,
+                    who,
+                    role: "here".into(),
+                }],
+            },
+        )))
     }
     /// Ends the launch with a fault.
     #[cold]

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::exec::Flow;
-use crate::ptx::ast::{Function, Instr, Module, Operand, Space, Ty};
+use crate::ptx::ast::{Function, Instr, Label, Module, Operand, Space, Ty};
 use std::collections::HashMap;
 
 /// Bits of a type.
@@ -20,38 +20,7 @@ pub fn bits(ty: Ty) -> u32 {
 
 /// Type of a modifier without its dot (`"s32"`), if it is one.
 pub fn parse_type(s: &str) -> Option<Ty> {
-    use Ty::*;
-    Some(match s {
-        "b8" => B8,
-        "b16" => B16,
-        "b32" => B32,
-        "b64" => B64,
-        "b128" => B128,
-        "u8" => U8,
-        "u16" => U16,
-        "u32" => U32,
-        "u64" => U64,
-        "s8" => S8,
-        "s16" => S16,
-        "s32" => S32,
-        "s64" => S64,
-        "f16" => F16,
-        "f16x2" => F16x2,
-        "bf16" => BF16,
-        "bf16x2" => BF16x2,
-        "tf32" => TF32,
-        "f32" => F32,
-        "f32x2" => F32x2,
-        "f64" => F64,
-        "e4m3" => E4M3,
-        "e5m2" => E5M2,
-        "e4m3x2" => E4M3x2,
-        "e5m2x2" => E5M2x2,
-        "u16x2" => U16x2,
-        "s16x2" => S16x2,
-        "pred" => Pred,
-        _ => return None,
-    })
+    Ty::from_name(s)
 }
 
 /// An address operand: `row` (if any) + `offset`.
@@ -71,29 +40,63 @@ pub struct Address {
 /// The value of a symbol as the loader placed it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SymbolValue {
+    /// `Param` is a parameter of the kernel; formal parameters of device functions and the variables of call sequences
+    /// are `Local`; a function is `Generic`.
     pub space: Space,
-    /// Address in its own space (shared: includes `SHARED_BASE`; global and const: device address; param: offset).
+    /// Address in its own space (shared: includes `SHARED_BASE`; global and const: device address; param: offset;
+    /// local: offset in the function's frame).
     pub value: u64,
     pub bytes: u64,
     pub ty: Ty,
+}
+
+/// A place in `ops` that has to learn a pc.
+#[derive(Debug, Clone)]
+pub enum Fixup {
+    /// `op.imm` becomes the pc of the label.
+    Label(u32, Label),
+    /// The branch table in `ext` becomes the pcs of the labels.
+    Table(u32, Vec<Label>),
+}
+
+/// Where control can go after an operation that is not just followed by the next.
+#[derive(Debug, Clone, Default)]
+pub struct Successors {
+    /// Labels, as pcs once the function is lowered.
+    pub labels: Vec<u32>,
+    /// It ends the path even without a guard that fails (exit, return, trap, `bra`).
+    pub ends: bool,
 }
 
 /// State of lowering a kernel; one for the entry and all functions it calls.
 pub struct LowerCx<'m> {
     pub module: &'m Module,
     pub function: &'m Function,
-    /// Symbols visible in the function being lowered.
-    pub symbols: &'m dyn Fn(&str) -> Option<SymbolValue>,
+    /// Symbols of the module.
+    pub globals: &'m HashMap<String, SymbolValue>,
+    /// Symbols of the function being lowered; they hide the module's.
+    pub locals: HashMap<String, SymbolValue>,
+    /// Index of the function being lowered in `functions`.
+    pub function_index: u32,
+    /// The entry and what it calls, in the order in which they are lowered.
+    pub functions: Vec<FunctionInfo>,
+    /// Name of a function to its index in `functions`.
+    pub function_numbers: HashMap<String, u32>,
     /// Virtual row of every AST register of this function (predicates: slot in the predicate file).
     pub register_rows: Vec<RowId>,
     pub next_row: RowId,
     pub next_pred: u16,
+    /// All virtual rows: first row and number of rows of each register, scratch value or initial value.
+    pub units: Vec<(RowId, u8)>,
     pub ops: Vec<Op>,
     pub effects: Vec<Effects>,
     pub sites: Vec<Site>,
     pub ext: Vec<Box<dyn Any + Send + Sync>>,
     pub lists: Vec<Vec<RowId>>,
     pub init: HashMap<Init, RowId>,
+    pub fixups: Vec<Fixup>,
+    /// By index of the operation.
+    pub successors: HashMap<u32, Successors>,
     /// Set by families when a kernel communicates through global memory.
     pub communicates: bool,
     /// Effects of the instruction being lowered, filled by the accessors.
@@ -108,6 +111,38 @@ unsafe fn never(_: &mut crate::exec::Cx, _: &Op) -> Flow {
 }
 
 impl<'m> LowerCx<'m> {
+    pub fn new(
+        module: &'m Module,
+        function: &'m Function,
+        globals: &'m HashMap<String, SymbolValue>,
+    ) -> Self {
+        LowerCx {
+            module,
+            function,
+            globals,
+            locals: HashMap::new(),
+            function_index: 0,
+            functions: Vec::new(),
+            function_numbers: HashMap::new(),
+            register_rows: Vec::new(),
+            next_row: 0,
+            // Slots 0 and 1 have a fixed meaning.
+            next_pred: PRED_SINK + 1,
+            units: Vec::new(),
+            ops: Vec::new(),
+            effects: Vec::new(),
+            sites: Vec::new(),
+            ext: Vec::new(),
+            lists: Vec::new(),
+            init: HashMap::new(),
+            fixups: Vec::new(),
+            successors: HashMap::new(),
+            communicates: false,
+            current: Effects::default(),
+            line: 0,
+        }
+    }
+
     pub fn error<T>(&self, what: impl Into<String>) -> Result<T> {
         Err(LowerError {
             line: self.line,
@@ -151,14 +186,28 @@ impl<'m> LowerCx<'m> {
             self.current.pred_reads.push(index);
             self.current.partial = true;
         }
+        self.push(op, i.loc.clone(), &i.op.join("."));
+        Ok(())
+    }
+
+    /// Appends an operation that no instruction of the text stands for.
+    pub fn push_plain(&mut self, op: Op, opcode: &str) {
+        self.push(op, None, opcode);
+    }
+
+    fn push(&mut self, op: Op, loc: Option<Arc<crate::ptx::ast::Loc>>, opcode: &str) {
         self.ops.push(op);
         self.effects.push(std::mem::take(&mut self.current));
         self.sites.push(Site {
-            line: i.line,
-            loc: i.loc.clone(),
-            opcode: i.op.join(".").into(),
+            line: self.line,
+            loc,
+            opcode: opcode.into(),
         });
-        Ok(())
+    }
+
+    /// Index that the next emitted operation will have.
+    pub fn pc(&self) -> u32 {
+        self.ops.len() as u32
     }
 
     pub fn ext<T: Any + Send + Sync>(&mut self, value: T) -> u32 {
@@ -179,7 +228,7 @@ impl<'m> LowerCx<'m> {
         }
     }
 
-    fn rows_of(width: u32) -> u8 {
+    pub fn rows_of(width: u32) -> u8 {
         match width {
             0..=32 => 1,
             64 => 2,
@@ -190,8 +239,20 @@ impl<'m> LowerCx<'m> {
     /// Fresh virtual rows (scratch of one instruction).
     pub fn scratch(&mut self, width: u32) -> RowId {
         let r = self.next_row;
-        self.next_row += u32::from(Self::rows_of(width));
+        let rows = Self::rows_of(width);
+        self.next_row += u32::from(rows);
+        self.units.push((r, rows));
         r
+    }
+
+    /// A fresh predicate slot.
+    pub fn scratch_pred(&mut self) -> Result<u16> {
+        let p = self.next_pred;
+        match p.checked_add(1) {
+            Some(next) => self.next_pred = next,
+            None => return self.error("too many predicates"),
+        }
+        Ok(p)
     }
 
     /// A row that is filled at warp start.
@@ -199,11 +260,7 @@ impl<'m> LowerCx<'m> {
         if let Some(r) = self.init.get(&init) {
             return *r;
         }
-        let r = self.scratch(if matches!(init, Init::Const64(_)) {
-            64
-        } else {
-            32
-        });
+        let r = self.scratch(init.bits());
         self.init.insert(init, r);
         r
     }
@@ -239,14 +296,29 @@ impl<'m> LowerCx<'m> {
                 }
             }
             Operand::Symbol(_) | Operand::SymbolOffset(..) => {
-                let (v, _) = self.symbol_address(o)?;
-                if width <= 32 {
-                    self.init_row(Init::Const32(v as u32))
-                } else {
-                    self.init_row(Init::Const64(v))
+                let (v, symbol) = self.symbol_address(o)?;
+                match symbol.space {
+                    Space::Param if width == 64 => self.init_row(Init::ParamAddress(v as u32)),
+                    Space::Param => return self.error("the address of a parameter has 64 bits"),
+                    Space::Local => {
+                        let row = self.local_address(v as i64, width)?;
+                        self.current.reads.push((row, Self::rows_of(width)));
+                        row
+                    }
+                    _ if width <= 32 => self.init_row(Init::Const32(v as u32)),
+                    _ => self.init_row(Init::Const64(v)),
                 }
             }
-            Operand::Special(name) if &**name == "WARP_SZ" => self.init_row(Init::Const32(32)),
+            Operand::Special(name) => match Special::from_name(name) {
+                Some(s) => {
+                    let init = Init::Special(s);
+                    if Self::rows_of(init.bits()) != Self::rows_of(width) {
+                        return self.error(format!("{name} does not have {width} bits"));
+                    }
+                    self.init_row(init)
+                }
+                None => return self.error(format!("special register {name} cannot be read here")),
+            },
             _ => return self.error(format!("operand {o:?} cannot be read as a value here")),
         };
         Ok(row)
@@ -274,6 +346,31 @@ impl<'m> LowerCx<'m> {
         })
     }
 
+    /// Row with the address (32 or 64 bits) of a local variable at `offset` of the frame of this function.
+    fn local_address(&mut self, offset: i64, width: u32) -> Result<RowId> {
+        let info = &self.functions[self.function_index as usize];
+        if !info.recursive {
+            let v = (i64::from(info.local_offset) + offset) as u64;
+            return Ok(if width <= 32 {
+                self.init_row(Init::Const32(v as u32))
+            } else {
+                self.init_row(Init::Const64(v))
+            });
+        }
+        let frame = info.frame_row;
+        let outer = std::mem::take(&mut self.current);
+        let row = self.scratch(width);
+        let mut op = Self::new_op(crate::exec::control::frame_address(width), Class::Integer);
+        op.dst = row;
+        op.src[0] = frame;
+        op.imm = offset;
+        self.current.reads.push((frame, 2));
+        self.current.writes.push((row, Self::rows_of(width)));
+        self.push(op, None, "frame address");
+        self.current = outer;
+        Ok(row)
+    }
+
     /// Value of a constant integer operand (modifiers of wgmma, barrier ids, …), if it is one.
     pub fn constant(&self, o: &Operand) -> Option<i64> {
         match o {
@@ -289,8 +386,12 @@ impl<'m> LowerCx<'m> {
             Operand::SymbolOffset(n, off) => (n, *off),
             _ => return self.error(format!("operand {o:?} is not a symbol")),
         };
-        match (self.symbols)(name) {
-            Some(s) => Ok((s.value.wrapping_add(off as u64), s)),
+        match self
+            .locals
+            .get(&**name)
+            .or_else(|| self.globals.get(&**name))
+        {
+            Some(s) => Ok((s.value.wrapping_add(off as u64), *s)),
             None => self.error(format!("unknown symbol {name}")),
         }
     }
@@ -396,7 +497,21 @@ impl<'m> LowerCx<'m> {
             }),
             Operand::Symbol(_) | Operand::SymbolOffset(..) => {
                 let (v, s) = self.symbol_address(base)?;
-                let offset = (v as i64).wrapping_add(*offset);
+                let mut offset = (v as i64).wrapping_add(*offset);
+                if s.space == Space::Local {
+                    let info = &self.functions[self.function_index as usize];
+                    if info.recursive {
+                        let row = info.frame_row;
+                        self.current.reads.push((row, 2));
+                        return Ok(Address {
+                            row: Some(row),
+                            wide: true,
+                            offset,
+                            symbol_space: Some(s.space),
+                        });
+                    }
+                    offset = offset.wrapping_add(i64::from(info.local_offset));
+                }
                 Ok(Address {
                     row: None,
                     wide: true,

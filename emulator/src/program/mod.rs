@@ -18,7 +18,13 @@
 //!   the accessor that resolves the operand (`src*`, `dst*`, `list_src`, `list_dst`), which is what liveness and the
 //!   uninitialised-read check work from.
 
+pub mod compact;
+pub mod dispatch;
+pub mod kernel;
+pub mod load;
 pub mod lower;
+pub mod placement;
+mod special;
 
 use crate::exec::Handler;
 use crate::ptx::ast::{LaunchBounds, Loc};
@@ -146,6 +152,8 @@ pub enum Init {
     Const32(u32),
     Const64(u64),
     Special(Special),
+    /// Address of byte `n` of the kernel's parameters (64 bits).
+    ParamAddress(u32),
 }
 
 /// Special registers that are constant during a warp's life.
@@ -208,6 +216,8 @@ pub struct Program {
     /// Rows and predicate slots a warp needs.
     pub rows: u32,
     pub preds: u16,
+    /// 32-bit registers per thread as they would be without spills: most rows live at once, initial values excepted.
+    pub registers: u32,
     /// Kernel parameters: name, offset, size, alignment.
     pub params: Vec<ParamInfo>,
     pub param_bytes: u32,
@@ -222,10 +232,75 @@ pub struct Program {
     pub communicates: bool,
     /// First op of the entry.
     pub entry: u32,
+    /// The functions of this program, the entry first.
+    pub functions: Vec<FunctionInfo>,
+    /// Bytes of `local_bytes` that are static; the rest is the stack of recursive calls.
+    pub local_static: u32,
     /// `.file` table of the module: index to path, for reports.
     pub files: Arc<Vec<(u32, String)>>,
     /// Static shared symbols for reports: name, offset, bytes.
     pub shared_symbols: Vec<(String, u32, u64)>,
+}
+
+impl Program {
+    /// Where an operation stands, in words: `line 17 of the PTX (gemm.cu:40)`.
+    pub fn site(&self, pc: u32) -> String {
+        let Some(site) = self.sites.get(pc as usize) else {
+            return "an unknown place".into();
+        };
+        match &site.loc {
+            Some(loc) => format!(
+                "line {} of the PTX ({}:{})",
+                site.line,
+                self.file(loc.file),
+                loc.line
+            ),
+            None => format!("line {} of the PTX", site.line),
+        }
+    }
+
+    /// Name of a source file of the module, without its folders.
+    pub fn file(&self, index: u32) -> &str {
+        let path = self.files.iter().find(|f| f.0 == index);
+        path.map_or("?", |f| f.1.rsplit('/').next().unwrap_or(&f.1))
+    }
+}
+
+/// A function lowered into a program.
+#[derive(Debug, Clone)]
+pub struct FunctionInfo {
+    pub name: String,
+    /// Its operations.
+    pub start: u32,
+    pub end: u32,
+    /// Its rows and predicate slots after compaction.
+    pub rows: std::ops::Range<u32>,
+    pub preds: std::ops::Range<u16>,
+    /// It can call itself, directly or not: its rows and its local memory are saved at each call.
+    pub recursive: bool,
+    /// Row (64 bits) that holds the local address of its frame, if it is recursive.
+    pub frame_row: RowId,
+    /// Its part of local memory: offset (not recursive) and bytes.
+    pub local_offset: u32,
+    pub local_bytes: u32,
+    /// Formal parameters and results.
+    pub params: Vec<Formal>,
+    pub returns: Vec<Formal>,
+}
+
+/// Where a formal parameter or result of a device function lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Formal {
+    pub bytes: u32,
+    pub home: Home,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Home {
+    /// Offset in the function's part of local memory.
+    Local(u32),
+    Row(RowId),
+    Pred(u16),
 }
 
 #[derive(Debug, Clone)]

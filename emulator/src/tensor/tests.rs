@@ -6,7 +6,8 @@
 use super::descriptor::Tile;
 use super::execute::{Operands, run};
 use super::format::Format;
-use super::panel::{RawA, SourceA, out_of_bounds};
+use super::panel::{RawA, out_of_bounds};
+use super::queue::SourceA;
 use super::wgmma::{Mma, Output};
 use crate::exec::{Rng, Row, SHARED_BASE};
 

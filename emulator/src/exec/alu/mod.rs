@@ -1,0 +1,5 @@
+//! Arithmetic, logic, conversions and moves.
+
+mod interim;
+
+pub use interim::lower;

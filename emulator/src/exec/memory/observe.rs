@@ -1,0 +1,177 @@
+//! Telling checkers and counters about accesses, and the bookkeeping of accesses that poll.
+
+use super::super::{Cx, Flow, LANES, LOCAL_WINDOW, SHARED_BASE, SHARED_WINDOW};
+use super::access::{ORDERED, STRONG};
+use super::address::{GENERIC, GLOBAL, LOCAL, Plan, SHARED};
+use crate::check::{Kind, Sync};
+use crate::program::Op;
+
+/// What an operation does to memory.
+#[derive(Clone, Copy)]
+pub struct Access {
+    space: u8,
+    kind: Kind,
+    bytes: u32,
+    /// An atomic that acquires, or releases.
+    pub acquires: bool,
+    pub releases: bool,
+}
+
+impl Access {
+    #[inline(always)]
+    pub fn new(space: u8, kind: Kind, bytes: usize) -> Self {
+        Access {
+            space,
+            kind,
+            bytes: bytes as u32,
+            acquires: false,
+            releases: false,
+        }
+    }
+}
+
+/// Called for every access when something observes the cluster, and for every strong access. A flow ends the operation.
+#[cold]
+#[inline(never)]
+pub fn observe(
+    cx: &mut Cx,
+    op: &Op,
+    plan: &Plan,
+    addresses: &[u64; LANES],
+    access: Access,
+) -> Option<Flow> {
+    let strong = op.flags & STRONG != 0;
+    if strong && access.kind == Kind::Read {
+        cx.warp().polls = cx.warp().polls.saturating_add(1);
+    }
+    if !cx.observed {
+        return None;
+    }
+    let mut access = access;
+    if strong && op.flags & ORDERED != 0 {
+        access.acquires |= access.kind == Kind::Read;
+        access.releases |= access.kind == Kind::Write;
+    }
+    let kind = if strong { Kind::Atomic } else { access.kind };
+    // Lanes by window.
+    let (mut shared, mut global) = (0u32, 0u32);
+    for (l, &a) in addresses.iter().enumerate() {
+        let bit = cx.mask & 1 << l;
+        match access.space {
+            GLOBAL => global |= bit,
+            SHARED => shared |= bit,
+            LOCAL => {}
+            GENERIC if a >> 32 == SHARED_WINDOW >> 32 => shared |= bit,
+            GENERIC if a >> 32 == LOCAL_WINDOW >> 32 => {}
+            _ => global |= bit,
+        }
+    }
+    if shared != 0 {
+        observe_shared(cx, addresses, shared, access, kind, strong);
+    }
+    if global != 0 {
+        observe_global(cx, plan, addresses, global, access, kind, strong);
+    }
+    None
+}
+
+fn observe_global(
+    cx: &mut Cx,
+    _plan: &Plan,
+    addresses: &[u64; LANES],
+    lanes: u32,
+    access: Access,
+    kind: Kind,
+    strong: bool,
+) {
+    let at = cx.at();
+    let (warp, pc) = (cx.warp().index, cx.pc);
+    let c = cx.cluster();
+    if let Some(check) = &mut c.check {
+        order(check, at, addresses, lanes, access, strong, true);
+        check.global_access(at, addresses, lanes, access.bytes, kind);
+        order(check, at, addresses, lanes, access, strong, false);
+    }
+    if let Some(counters) = &mut c.counters {
+        counters.global(
+            warp,
+            pc,
+            addresses,
+            lanes,
+            access.bytes,
+            access.kind != Kind::Read,
+        );
+    }
+}
+
+/// Release before the access, acquire after it.
+fn order(
+    check: &mut crate::check::Checker,
+    at: crate::check::At,
+    addresses: &[u64; LANES],
+    lanes: u32,
+    access: Access,
+    strong: bool,
+    before: bool,
+) {
+    let writes = access.kind != Kind::Read;
+    let reads = access.kind != Kind::Write;
+    if !strong && access.kind != Kind::Atomic {
+        return;
+    }
+    let mut last = None;
+    for l in (0..LANES).filter(|l| lanes >> l & 1 == 1) {
+        let address = addresses[l];
+        if last.replace(address) == Some(address) {
+            continue;
+        }
+        let object = Sync::Address { address };
+        match (before, access.releases, access.acquires) {
+            (true, true, _) => check.release(at, object),
+            (true, false, _) if writes => check.release_relaxed(at, address),
+            (false, _, true) => check.acquire(at, object),
+            (false, _, false) if reads => check.acquire_relaxed(at, address),
+            _ => {}
+        }
+    }
+}
+
+fn observe_shared(
+    cx: &mut Cx,
+    addresses: &[u64; LANES],
+    lanes: u32,
+    access: Access,
+    kind: Kind,
+    strong: bool,
+) {
+    let at = cx.at();
+    let own = cx.cta().rank;
+    let (warp, pc) = (cx.warp().index, cx.pc);
+    let mut left = lanes;
+    while left != 0 {
+        let rank_of = |a: u64| match a as u32 >> 24 {
+            0 => own,
+            r => r - 1,
+        };
+        let rank = rank_of(addresses[left.trailing_zeros() as usize]);
+        let same = (0..LANES)
+            .filter(|&l| left >> l & 1 == 1 && rank_of(addresses[l]) == rank)
+            .fold(0u32, |m, l| m | 1 << l);
+        left &= !same;
+        let offsets: [u32; LANES] = std::array::from_fn(|l| addresses[l] as u32 & 0xff_ffff);
+        // The same location for all CTAs of the cluster, whatever window names it.
+        let global: [u64; LANES] = std::array::from_fn(|l| {
+            SHARED_WINDOW | u64::from(rank + 1) << 24 | u64::from(offsets[l])
+        });
+        let c = cx.cluster();
+        if let Some(check) = &mut c.check {
+            order(check, at, &global, same, access, strong, true);
+            check.shared_access(at, rank, &offsets, same, access.bytes, kind);
+            order(check, at, &global, same, access, strong, false);
+        }
+        if let Some(counters) = &mut c.counters {
+            let offsets = offsets.map(|o| o.wrapping_sub(SHARED_BASE));
+            counters.shared(warp, pc, &offsets, same, access.bytes);
+        }
+    }
+}
