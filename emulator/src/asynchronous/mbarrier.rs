@@ -316,6 +316,9 @@ pub(super) fn init(cluster: &mut Cluster, s: Shared, count: u32, at: At) {
     let at_index = barriers.search(s.address).unwrap_or_else(|i| i);
     barriers.objects.insert(at_index, b);
     cluster.progress += 1;
+    if let Some(check) = &mut cluster.check {
+        check.forget(sync_of(s));
+    }
     if let Some(what) = misuse {
         report(cluster, s, at, &what, Vec::new());
     }

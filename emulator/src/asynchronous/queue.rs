@@ -8,7 +8,7 @@
 use super::address::{Shared, lanes, pointer};
 use super::mbarrier::{self, Barriers};
 use super::retire::{self, Step};
-use crate::check::{Agent, At, Checker, FindingKind};
+use crate::check::{At, Checker, FindingKind, Sync};
 use crate::device::{Fault, Launch, Policy};
 use crate::exec::{Cluster, Cta, Cx, Flow, LANES, Wait};
 use crate::tensor_map::{TENSOR_MAP_BYTES, TensorMap};
@@ -52,14 +52,15 @@ pub(super) struct InFlight {
 }
 
 /// Groups of the lanes of one warp.
-#[derive(Clone, Default)]
+#[derive(Clone, Copy, Default)]
 struct WarpGroups {
     copy: Lanes,
     bulk: Lanes,
-    /// Completed operations to be joined by whoever waits for their group (kept only when checks are on).
-    finished: Vec<Finished>,
+    /// Groups below these numbers have been acquired: cp.async, bulk, bulk by their sources.
+    acquired: [u32; 3],
 }
 
+/// Groups that each lane has committed; the open one has this number.
 #[derive(Clone, Copy)]
 struct Lanes([u32; LANES]);
 
@@ -67,16 +68,6 @@ impl Default for Lanes {
     fn default() -> Self {
         Lanes([0; LANES])
     }
-}
-
-#[derive(Clone, Copy)]
-struct Finished {
-    family: Family,
-    group: u32,
-    lanes: u32,
-    agent: Agent,
-    /// Only the source has been read.
-    read_only: bool,
 }
 
 /// Queue and barrier tables of one cluster.
@@ -175,17 +166,12 @@ impl AsyncState {
         })
     }
 
-    /// `at` has observed the completed cp.async operations of a lane.
-    pub(super) fn join_copies(&self, warp: u32, lane: usize, at: At, check: &mut Checker) {
-        for f in self
-            .groups
-            .get(warp as usize)
-            .into_iter()
-            .flat_map(|g| &g.finished)
-        {
-            if f.family == Family::Copy && f.lanes >> lane & 1 != 0 {
-                check.join(at, f.agent);
-            }
+    /// `at` observes the completed cp.async operations of a warp that nobody has waited for.
+    pub(super) fn acquire_copies(&mut self, warp: u32, at: At, check: &mut Checker) {
+        let g = *self.groups(warp);
+        let newest = g.copy.0.iter().max().copied().unwrap_or(0);
+        for group in g.acquired[0]..=newest {
+            check.acquire(at, object(warp, group, Family::Copy, false));
         }
     }
 
@@ -286,47 +272,43 @@ fn step(cluster: &mut Cluster, launch: &Launch, index: usize) -> Result<Step, Fa
     let pc = cluster.asynchronous.queue[index].at.pc;
     let result = retire::step(cluster, launch, index)
         .map_err(|fault| super::address::located(launch, pc, fault))?;
-    let checks = cluster.check.is_some();
     match result {
         Step::Blocked => {}
         Step::Read => {
             cluster.progress += 1;
-            if checks {
-                remember(&mut cluster.asynchronous, index, true);
-                // What follows is done by an agent that `.read` waiters have not joined.
-                let at = cluster.asynchronous.queue[index].at;
-                if let Some(check) = &mut cluster.check {
-                    let agent = check.fork(at, "write of a copy out of shared memory");
-                    cluster.asynchronous.queue[index].at.agent = agent;
-                }
+            let entry = &mut cluster.asynchronous.queue[index];
+            entry.read = true;
+            if let Some(check) = &mut cluster.check {
+                // What follows is done by an agent that `.read` waiters have not acquired.
+                let reader = entry.at;
+                entry.at.agent = check.fork(reader, "write of a copy out of shared memory");
+                check.complete(reader, object(entry.warp, entry.group, entry.family, true));
             }
-            cluster.asynchronous.queue[index].read = true;
         }
         Step::Done => {
             cluster.progress += 1;
-            if checks {
-                remember(&mut cluster.asynchronous, index, false);
+            let entry = cluster.asynchronous.queue.swap_remove(index);
+            if let Some(check) = &mut cluster.check
+                && entry.family != Family::Ungrouped
+            {
+                check.complete(
+                    entry.at,
+                    object(entry.warp, entry.group, entry.family, false),
+                );
             }
-            cluster.asynchronous.queue.swap_remove(index);
         }
     }
     Ok(result)
 }
 
-fn remember(state: &mut AsyncState, index: usize, read_only: bool) {
-    let f = &state.queue[index];
-    if f.family == Family::Ungrouped {
-        return;
+/// The synchronisation object of a group.
+fn object(warp: u32, group: u32, family: Family, read: bool) -> Sync {
+    Sync::CopyGroup {
+        warp,
+        group,
+        bulk: family == Family::Bulk,
+        read,
     }
-    let finished = Finished {
-        family: f.family,
-        group: f.group,
-        lanes: f.lanes,
-        agent: f.at.agent,
-        read_only,
-    };
-    let warp = f.warp;
-    state.groups(warp).finished.push(finished);
 }
 
 /// Waits until at most `pending` groups of the executing lanes are incomplete.
@@ -354,19 +336,19 @@ pub(super) fn wait_groups(cx: &mut Cx, family: Family, pending: u32, read: bool)
     let at = super::address::here(cx);
     let cluster = cx.cluster();
     if let Some(check) = &mut cluster.check {
-        let groups = cluster.asynchronous.groups(warp);
-        for f in &groups.finished {
-            let done = lanes(f.lanes & mask).any(|l| f.group < open[l].saturating_sub(pending));
-            if f.family == family && done && (f.read_only || !read) {
-                check.join(at, f.agent);
-            }
+        let done = lanes(mask).map(|l| open[l].saturating_sub(pending)).max();
+        let kind = match (family, read) {
+            (Family::Bulk, true) => 2,
+            (Family::Bulk, false) => 1,
+            _ => 0,
+        };
+        let floor = &mut cluster.asynchronous.groups(warp).acquired[kind];
+        for group in *floor..done.unwrap_or(0) {
+            let object = object(warp, group, family, read);
+            check.acquire(at, object);
+            check.forget(object);
         }
-        if !read {
-            groups.finished.retain(|f| {
-                f.family != family
-                    || lanes(f.lanes).any(|l| f.group >= open[l].saturating_sub(pending))
-            });
-        }
+        *floor = done.unwrap_or(0).max(*floor);
     }
     Flow::Next
 }

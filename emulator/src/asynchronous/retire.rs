@@ -11,7 +11,7 @@ use super::mbarrier;
 use super::queue::read_shared;
 use super::reduce::Reduction;
 use super::tensor_box::{self, BoxRow, Coordinates};
-use crate::check::{At, Kind, Proxy};
+use crate::check::{At, Checker, Kind, Proxy};
 use crate::device::{Fault, Launch};
 use crate::exec::{Cluster, LANES, SHARED_BASE};
 use crate::tensor_map::TensorMap;
@@ -103,7 +103,7 @@ pub(super) enum Step {
     Done,
 }
 
-fn ranks(to: Shared, ctas: u16) -> impl Iterator<Item = u32> {
+fn ranks(to: Shared, ctas: u16) -> impl Iterator<Item = u32> + Clone {
     (0..16).filter(move |r| {
         if ctas == 0 {
             *r == to.cta
@@ -184,21 +184,55 @@ pub(super) fn step(cluster: &mut Cluster, launch: &Launch, index: usize) -> Resu
     result
 }
 
-/// Signals `bytes` to an mbarrier.
-fn signal(cluster: &mut Cluster, barrier: Shared, bytes: u32, at: At) {
+/// Signals `bytes` to mbarriers, when all bytes have been written.
+fn signal(
+    cluster: &mut Cluster,
+    barriers: impl Iterator<Item = Shared> + Clone,
+    bytes: u32,
+    at: At,
+) {
     let log = cluster.check.is_some();
     if let Some(check) = &mut cluster.check {
-        check.shared_range(
-            at,
-            barrier.cta,
-            barrier.address,
-            8,
-            Kind::Atomic,
-            Proxy::Generic,
-        );
-        check.complete(at, mbarrier::sync_of(barrier));
+        for b in barriers.clone() {
+            check.shared_range(at, b.cta, b.address, 8, Kind::Atomic, Proxy::Generic);
+        }
+        for b in barriers.clone() {
+            check.complete(at, mbarrier::sync_of(b));
+        }
     }
-    mbarrier::apply(cluster, barrier, at, |b| b.deliver(bytes, at, log));
+    for b in barriers {
+        mbarrier::apply(cluster, b, at, |b| b.deliver(bytes, at, log));
+    }
+}
+
+/// The layout of the bytes is not known any more.
+const UNKNOWN_LAYOUT: u8 = 0xff;
+
+fn forget_layout(cluster: &mut Cluster, s: Shared, bytes: u32) {
+    if let Some(check) = &mut cluster.check {
+        check.tag_layout(s.cta, s.address, bytes, UNKNOWN_LAYOUT);
+    }
+}
+
+/// Calls `f(check, address, bytes)` for the bytes of shared memory that a box at `s` covers.
+fn box_hook(
+    cluster: &mut Cluster,
+    map: &TensorMap,
+    s: Shared,
+    mut f: impl FnMut(&mut Checker, u32, u32),
+) {
+    let Some(check) = &mut cluster.check else {
+        return;
+    };
+    let bytes = map.box_bytes() as u32;
+    if tensor_box::footprint(s.address, bytes, map.swizzle) == bytes {
+        f(check, s.address, bytes);
+        return;
+    }
+    // The last span is not full: its chunks are where the swizzle has put them.
+    for at in (0..bytes).step_by(16) {
+        f(check, tensor_box::swizzle(s.address + at, map.swizzle), 16);
+    }
 }
 
 fn shared_hook(cluster: &mut Cluster, s: Shared, bytes: u32, kind: Kind, at: At, proxy: Proxy) {
@@ -225,13 +259,16 @@ fn tensor_load(
             },
         );
         load_box(&t.map, &t.start, base, to.address)?;
-        let footprint = tensor_box::footprint(to.address, bytes, t.map.swizzle);
-        shared_hook(cluster, to, footprint, Kind::Write, at, Proxy::Async);
-        if let Some(check) = &mut cluster.check {
-            check.tag_layout(cta, to.address, footprint, t.map.swizzle as u8);
-        }
-        signal(cluster, Shared { cta, ..t.barrier }, bytes, at);
+        box_hook(cluster, &t.map, to, |check, address, bytes| {
+            check.shared_range(at, cta, address, bytes, Kind::Write, Proxy::Async);
+            check.tag_layout(cta, address, bytes, t.map.swizzle as u8);
+        });
     }
+    let barriers = ranks(t.to, t.ctas).map(|cta| match t.ctas {
+        0 => t.barrier,
+        _ => Shared { cta, ..t.barrier },
+    });
+    signal(cluster, barriers, bytes, at);
     Ok(())
 }
 
@@ -264,8 +301,37 @@ fn global_box(
     })
 }
 
-/// Longest row of a box: 256 elements of 8 bytes.
-const MAX_ROW: usize = 2048;
+/// Builds rows that are not plain copies of memory.
+#[derive(Default)]
+struct Partial {
+    fill: Vec<u8>,
+    row: Vec<u8>,
+}
+
+impl Partial {
+    /// The row with fill outside of the tensor and its elements converted.
+    ///
+    /// # Safety
+    /// The bytes of the tensor that `r` names are memory.
+    unsafe fn row(&mut self, map: &TensorMap, r: &BoxRow, length: usize) -> *const u8 {
+        if self.fill.is_empty() {
+            let pattern = tensor_box::fill_pattern(map);
+            self.fill = pattern.iter().copied().cycle().take(length).collect();
+        }
+        if r.bytes == 0 {
+            return self.fill.as_ptr();
+        }
+        self.row.clear();
+        self.row.extend_from_slice(&self.fill);
+        let inside = &mut self.row[r.skip as usize..(r.skip + r.bytes) as usize];
+        // SAFETY: as promised by the caller.
+        inside.copy_from_slice(unsafe {
+            std::slice::from_raw_parts(r.address as *const u8, r.bytes as usize)
+        });
+        tensor_box::convert(map.element_type, inside);
+        self.row.as_ptr()
+    }
+}
 
 /// Copies a box from the tensor to shared address `to`; `base` points to [`SHARED_BASE`] of its CTA.
 pub(super) fn load_box(
@@ -276,28 +342,13 @@ pub(super) fn load_box(
 ) -> Result<(), Fault> {
     let length = tensor_box::row_bytes(map);
     let converts = tensor_box::converts(map.element_type);
-    let fill = tensor_box::fill_pattern(map);
-    let mut row = [0u8; MAX_ROW];
-    for chunk in row.chunks_exact_mut(8) {
-        chunk.copy_from_slice(&fill);
-    }
-    let fill_row = row;
+    let mut partial = Partial::default();
     tensor_box::rows(map, start, |r| {
         let source = if r.bytes == length && !converts {
             r.address as *const u8
-        } else if r.bytes == 0 {
-            fill_row.as_ptr()
         } else {
-            row[..length as usize].copy_from_slice(&fill_row[..length as usize]);
-            let inside = &mut row[r.skip as usize..(r.skip + r.bytes) as usize];
             // SAFETY: `global_box` has tested the bytes of the tensor that the box reads.
-            inside.copy_from_slice(unsafe {
-                std::slice::from_raw_parts(r.address as *const u8, r.bytes as usize)
-            });
-            if converts {
-                tensor_box::convert(map.element_type, inside);
-            }
-            row.as_ptr()
+            unsafe { partial.row(map, &r, length as usize) }
         };
         // SAFETY: the footprint of the box was resolved at issue; rows are multiples of 16 bytes (`TensorMap::decode`)
         // and `to` is 128-aligned.
@@ -343,17 +394,11 @@ fn tensor_read(cluster: &mut Cluster, t: &mut TensorStore, at: At) {
         }
         offset += length;
     }
-    let footprint = tensor_box::footprint(t.from.address, bytes, t.map.swizzle);
-    shared_hook(cluster, t.from, footprint, Kind::Read, at, Proxy::Async);
-    if let Some(check) = &mut cluster.check {
-        check.expect_layout(
-            at,
-            t.from.cta,
-            t.from.address,
-            footprint,
-            t.map.swizzle as u8,
-        );
-    }
+    let cta = t.from.cta;
+    box_hook(cluster, &t.map, t.from, |check, address, bytes| {
+        check.shared_range(at, cta, address, bytes, Kind::Read, Proxy::Async);
+        check.expect_layout(at, cta, address, bytes, t.map.swizzle as u8);
+    });
 }
 
 fn tensor_write(
@@ -412,11 +457,13 @@ fn bulk_load(cluster: &mut Cluster, launch: &Launch, b: &BulkLoad, at: At) -> Re
             std::ptr::copy_nonoverlapping(b.from as *const u8, into, b.bytes as usize);
         }
         shared_hook(cluster, to, b.bytes, Kind::Write, at, Proxy::Async);
-        if let Some(check) = &mut cluster.check {
-            check.tag_layout(cta, to.address, b.bytes, 0);
-        }
-        signal(cluster, Shared { cta, ..b.barrier }, b.bytes, at);
+        forget_layout(cluster, to, b.bytes);
     }
+    let barriers = ranks(b.to, b.ctas).map(|cta| match b.ctas {
+        0 => b.barrier,
+        _ => Shared { cta, ..b.barrier },
+    });
+    signal(cluster, barriers, b.bytes, at);
     Ok(())
 }
 
@@ -450,7 +497,8 @@ fn bulk_write(
         Destination::Shared { to, barrier } => {
             write_shared(cluster, to, &b.staged, b.reduction);
             shared_hook(cluster, to, b.bytes, kind, at, Proxy::Async);
-            signal(cluster, barrier, b.bytes, at);
+            forget_layout(cluster, to, b.bytes);
+            signal(cluster, std::iter::once(barrier), b.bytes, at);
         }
     }
     cluster.asynchronous.buffer = std::mem::take(&mut b.staged);
@@ -477,7 +525,8 @@ fn remote(cluster: &mut Cluster, r: &Remote, at: At) {
     };
     // ISA: st.async and red.async are operations of the generic proxy.
     shared_hook(cluster, r.to, u32::from(r.bytes), kind, at, Proxy::Generic);
-    signal(cluster, r.barrier, u32::from(r.bytes), at);
+    forget_layout(cluster, r.to, u32::from(r.bytes));
+    signal(cluster, std::iter::once(r.barrier), u32::from(r.bytes), at);
 }
 
 fn copy_lanes(
@@ -509,6 +558,7 @@ fn copy_lanes(
         }
         // ISA: cp.async (not bulk) is a weak operation of the generic proxy.
         shared_hook(cluster, to, size as u32, Kind::Write, at, Proxy::Generic);
+        forget_layout(cluster, to, size as u32);
     }
     Ok(())
 }
@@ -529,7 +579,7 @@ fn copy_arrive(cluster: &mut Cluster, index: usize) -> Result<Step, Fault> {
             address: barriers[lane],
         };
         if let Some(check) = &mut cluster.check {
-            cluster.asynchronous.join_copies(warp, lane, at, check);
+            cluster.asynchronous.acquire_copies(warp, at, check);
             check.complete(at, mbarrier::sync_of(s));
         }
         mbarrier::apply(cluster, s, at, |b| b.arrive(1, false));

@@ -168,6 +168,9 @@ pub(super) fn converts(element: ElementType) -> bool {
 pub(super) fn convert(element: ElementType, row: &mut [u8]) {
     let flush = matches!(element, ElementType::F32Ftz | ElementType::Tf32Ftz);
     let round = matches!(element, ElementType::Tf32 | ElementType::Tf32Ftz);
+    if !flush && !round {
+        return;
+    }
     for e in row.chunks_exact_mut(4) {
         let mut b = u32::from_le_bytes([e[0], e[1], e[2], e[3]]);
         if flush && b & 0x7f80_0000 == 0 {

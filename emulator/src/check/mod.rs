@@ -121,6 +121,13 @@ pub enum Sync {
         address: u32,
     },
     ClusterBarrier,
+    /// Group `group` of a warp's copies (cp.async or bulk): their sources have been read, or all is done.
+    CopyGroup {
+        warp: u32,
+        group: u32,
+        bulk: bool,
+        read: bool,
+    },
     /// `bar.warp.sync` and other `.sync` warp operations.
     Warp {
         agent: u32,
