@@ -1,5 +1,6 @@
 //! The model on its device.
 
+pub mod buffers;
 pub mod config;
 pub mod init;
 pub mod layout;

@@ -1,0 +1,387 @@
+//! Everything on the device that is not a parameter or its state: bf16 weights, activations, workspace, what the host exchanges.
+//!
+//! Letters as in `cuda/README.md`: `N` tokens of a micro-step, `d` model width, `C` columns of q | k | v, `S` columns of the raw
+//! projection, `F` MLP width, `V` vocabulary.
+
+use super::config::{Before, Config};
+use crate::arena::{Element, Plan, Region, Tensor};
+
+/// Sequences and their length: the shape of one forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Batch {
+    pub sequences: usize,
+    pub seq_len: usize,
+}
+
+impl Batch {
+    pub fn tokens(self) -> usize {
+        self.sequences * self.seq_len
+    }
+
+    /// Rows of the per-token statistics of one attention head over all sequences.
+    pub fn padded_tokens(self) -> usize {
+        self.sequences * self.seq_len.next_multiple_of(64)
+    }
+}
+
+/// Logits have rows of this many elements: the vocabulary, rounded up to 16 bytes.
+pub fn logit_pitch(vocab: usize) -> usize {
+    vocab.next_multiple_of(8)
+}
+
+/// bf16 copies of the weights as the products read them, with fake quantization and per-channel scales applied.
+#[derive(Debug, Clone)]
+pub struct Weights {
+    /// `[L, S, d]`: rows of q, k, v and of the gate logits; padding rows stay zero.
+    pub qkv: Tensor,
+    /// `[L, d, d]`, times `attn_scale`.
+    pub attn_out: Tensor,
+    /// `[L, F, d]`
+    pub up: Tensor,
+    /// `[L, d, F]`, times `mlp_scale`.
+    pub down: Tensor,
+    /// f32 tables rounded to bf16, where tables are stored in f32.
+    pub bf16_tables: Option<Tensor>,
+    pub bigram: Option<Projected>,
+    pub value_embedding: Option<Projected>,
+}
+
+/// A table and its projection: tokens gather rows of `table = embed (scale proj)^T`.
+#[derive(Debug, Clone, Copy)]
+pub struct Projected {
+    /// `[width, dim]` times the scale; absent where the table needs no projection.
+    pub proj: Option<Tensor>,
+    /// `[rows, width]`
+    pub table: Tensor,
+    pub rows: usize,
+    pub dim: usize,
+    pub width: usize,
+}
+
+/// What the backward of one layer pass reads.
+#[derive(Debug, Clone, Copy)]
+pub struct PassActivations {
+    /// `s rmsnorm(x_in)` `[N, d]`
+    pub h: Tensor,
+    /// Raw projection `[N, S]`.
+    pub qkv: Tensor,
+    /// What attention reads `[N, C]`.
+    pub qkv_ready: Tensor,
+    /// `[B, H, Tp]` f32
+    pub lse: Tensor,
+    /// Attention's output `[N, d]`.
+    pub y: Tensor,
+    /// Input of the output projection `[N, d]`; `y` itself with neither XSA nor gate.
+    pub z: Tensor,
+    /// The residual stream between attention and MLP `[N, d]`.
+    pub x1: Tensor,
+    /// `s rmsnorm(x1)` `[N, d]`
+    pub u: Tensor,
+    /// Before and after the activation `[N, F]`.
+    pub pre: Tensor,
+    pub activated: Tensor,
+    /// The residual stream after the pass `[N, d]`.
+    pub out: Tensor,
+}
+
+#[derive(Debug, Clone)]
+pub struct Activations {
+    /// Bucket of each token's pair `[N]` u16.
+    pub bigram_index: Option<Tensor>,
+    pub x0: Tensor,
+    pub passes: Vec<PassActivations>,
+    /// `[N, d]`
+    pub final_norm: Tensor,
+    /// `[N, V]` with rows of [`logit_pitch`]; the loss replaces it by its gradient.
+    pub logits: Tensor,
+}
+
+/// Rows of a key each: what sorts a micro-step's tokens for segmented sums.
+#[derive(Debug, Clone, Copy)]
+pub struct Segments {
+    pub counts: Tensor,
+    pub starts: Tensor,
+    pub order: Tensor,
+    pub buckets: usize,
+}
+
+/// Gradients of activations, and partial sums.
+#[derive(Debug, Clone)]
+pub struct Workspace {
+    /// Gradient of the residual stream `[N, d]`, two to alternate between.
+    pub dx: [Tensor; 2],
+    pub dx1: Tensor,
+    pub dx0: Tensor,
+    /// du, dz, dh in turn `[N, d]`.
+    pub d_inner: Tensor,
+    /// `[N, d]`
+    pub dy: Tensor,
+    /// `[N, F]`
+    pub dpre: Tensor,
+    /// `[N, C]`
+    pub dqkv_ready: Tensor,
+    /// `[N, S]`
+    pub dqkv: Tensor,
+    /// `[B, H, Tp]` f32
+    pub delta: Tensor,
+    /// `[N, KV 64]`
+    pub dv_extra: Tensor,
+    pub dv_first: Tensor,
+    /// Gradient of each kept encoder output through its skip, by pass `[N, d]`.
+    pub dskip: Vec<Option<Tensor>>,
+    /// Partial sums of kernels that reduce over rows, f32.
+    pub partial: Tensor,
+    /// Splits of a weight gradient, f32.
+    pub split: Tensor,
+    /// Per-row gradients of a scale that all rows share, f32.
+    pub row_sums: Tensor,
+    pub token_segments: Segments,
+    pub bigram_segments: Option<Segments>,
+    /// f32 `[layers, V, KV 64]`: V's gradient summed by token, per value-embedding layer.
+    pub ve_tables: Option<Tensor>,
+    /// Gradient of a projected table, bf16, the largest of them.
+    pub dtable: Option<Tensor>,
+    /// Partial sums of squares of the gradients, and (coefficient, norm).
+    pub squares: Tensor,
+    pub clip: Tensor,
+}
+
+/// What travels between host and device.
+#[derive(Debug, Clone)]
+pub struct Exchange {
+    /// Ids of all micro-steps u16.
+    pub tokens: Tensor,
+    pub targets: Tensor,
+    /// One [`crate::kernels::step_values::StepValues`] for each optimizer group: matrices, tables, scalars.
+    pub step_values: [Tensor; 3],
+    /// Mean loss of the step.
+    pub loss: Tensor,
+    /// Per-token losses of scoring f32.
+    pub token_losses: Tensor,
+    /// Cosines and sines for training sequences, and for those being scored `[T, 16]` f32.
+    pub rope: Tensor,
+    pub score_rope: Tensor,
+}
+
+/// Sizes that a plan depends on beyond the model's.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    pub train: Batch,
+    pub micro_steps: usize,
+    /// Tokens and statistics rows that one forward may have.
+    pub max_tokens: usize,
+    pub max_padded_tokens: usize,
+    pub max_seq_len: usize,
+    /// f32 of the largest partial sums, and of the largest split weight gradient.
+    pub partial: usize,
+    pub split: usize,
+    pub squares: usize,
+    pub segment_chunks: usize,
+}
+
+impl Weights {
+    pub fn plan(config: &Config, f32_tables: Option<u64>, plan: &mut Plan) -> Self {
+        let (layers, d, hidden) = (config.layers, config.dim, config.hidden);
+        let mut reserve =
+            |name: &str, shape: &[usize]| plan.reserve(Region::Weights, name, Element::Bf16, shape);
+        let projected = |reserve: &mut dyn FnMut(&str, &[usize]) -> Tensor,
+                         name: &str,
+                         rows,
+                         dim,
+                         width| Projected {
+            proj: (dim != width).then(|| reserve(&format!("{name} projection"), &[width, dim])),
+            table: reserve(&format!("{name} table"), &[rows, width]),
+            rows,
+            dim,
+            width,
+        };
+        Self {
+            qkv: reserve("qkv", &[layers, config.projected_columns(), d]),
+            attn_out: reserve("attention output", &[layers, d, d]),
+            up: reserve("mlp up", &[layers, hidden, d]),
+            down: reserve("mlp down", &[layers, d, hidden]),
+            bf16_tables: f32_tables.map(|elements| reserve("tables", &[elements as usize])),
+            bigram: config
+                .bigram
+                .map(|b| projected(&mut reserve, "bigram", b.buckets, b.dim, d)),
+            value_embedding: config.value_embedding.as_ref().map(|v| {
+                projected(
+                    &mut reserve,
+                    "value embedding",
+                    config.vocab,
+                    v.dim,
+                    config.kv_dim(),
+                )
+            }),
+        }
+    }
+}
+
+impl Activations {
+    pub fn plan(config: &Config, sizes: &Sizes, plan: &mut Plan) -> Self {
+        let (n, d) = (sizes.max_tokens, config.dim);
+        let mut reserve = |name: String, element, shape: &[usize]| {
+            plan.reserve(Region::Activations, name, element, shape)
+        };
+        let mut pass = |index: usize, layer: usize| {
+            let mut bf16 = |name: &str, columns: usize| {
+                reserve(
+                    format!("pass {index}: {name}"),
+                    Element::Bf16,
+                    &[n, columns],
+                )
+            };
+            let y = bf16("attention", d);
+            let direct = !config.xsa[layer] && !config.gated_attention;
+            PassActivations {
+                h: bf16("attention input", d),
+                qkv: bf16("qkv", config.projected_columns()),
+                qkv_ready: bf16("qkv ready", config.qkv_columns()),
+                y,
+                z: if direct {
+                    y
+                } else {
+                    bf16("attention gated", d)
+                },
+                x1: bf16("x after attention", d),
+                u: bf16("mlp input", d),
+                pre: bf16("mlp before activation", config.hidden),
+                activated: bf16("mlp activated", config.hidden),
+                out: bf16("x after mlp", d),
+                lse: reserve(
+                    format!("pass {index}: log-sum-exp"),
+                    Element::F32,
+                    &[config.heads, sizes.max_padded_tokens],
+                ),
+            }
+        };
+        let passes = config
+            .passes
+            .iter()
+            .enumerate()
+            .map(|(index, p)| pass(index, p.layer))
+            .collect();
+        Self {
+            passes,
+            bigram_index: config
+                .bigram
+                .map(|_| reserve("bigram buckets".into(), Element::U16, &[n])),
+            x0: reserve("x0".into(), Element::Bf16, &[n, d]),
+            final_norm: reserve("final norm".into(), Element::Bf16, &[n, d]),
+            logits: reserve(
+                "logits".into(),
+                Element::Bf16,
+                &[n, logit_pitch(config.vocab)],
+            ),
+        }
+    }
+}
+
+impl Workspace {
+    pub fn plan(config: &Config, sizes: &Sizes, plan: &mut Plan) -> Self {
+        let (n, d, kv) = (sizes.train.tokens(), config.dim, config.kv_dim());
+        let mut reserve = |name: &str, element, shape: &[usize]| {
+            plan.reserve(Region::Workspace, name, element, shape)
+        };
+        let segments = |reserve: &mut dyn FnMut(&str, Element, &[usize]) -> Tensor,
+                        name: &str,
+                        buckets| Segments {
+            counts: reserve(
+                &format!("{name} counts"),
+                Element::I32,
+                &[sizes.segment_chunks, buckets],
+            ),
+            starts: reserve(&format!("{name} starts"), Element::I32, &[buckets + 1]),
+            order: reserve(&format!("{name} order"), Element::I32, &[n]),
+            buckets,
+        };
+        let tables = [
+            config.bigram.map(|b| b.buckets * d),
+            config.value_embedding.as_ref().map(|_| config.vocab * kv),
+        ];
+        let largest_table = tables.into_iter().flatten().max();
+        let used_by_skip = |pass: usize| {
+            let from = |p: &super::config::Pass| matches!(p.before, Before::Skip { from, .. } if from == pass);
+            config.passes.iter().any(from)
+        };
+        Self {
+            dx: ["dx, even", "dx, odd"].map(|name| reserve(name, Element::Bf16, &[n, d])),
+            dx1: reserve("dx after attention", Element::Bf16, &[n, d]),
+            dx0: reserve("dx0", Element::Bf16, &[n, d]),
+            d_inner: reserve("d inner", Element::Bf16, &[n, d]),
+            dy: reserve("d attention", Element::Bf16, &[n, d]),
+            dpre: reserve(
+                "d mlp before activation",
+                Element::Bf16,
+                &[n, config.hidden],
+            ),
+            dqkv_ready: reserve("d qkv ready", Element::Bf16, &[n, config.qkv_columns()]),
+            dqkv: reserve("d qkv", Element::Bf16, &[n, config.projected_columns()]),
+            delta: reserve(
+                "attention delta",
+                Element::F32,
+                &[config.heads, sizes.train.padded_tokens()],
+            ),
+            dv_extra: reserve("dv of xsa", Element::Bf16, &[n, kv]),
+            dv_first: reserve("dv of the first layer", Element::Bf16, &[n, kv]),
+            dskip: (0..config.passes.len())
+                .map(|pass| {
+                    used_by_skip(pass)
+                        .then(|| reserve(&format!("d skip {pass}"), Element::Bf16, &[n, d]))
+                })
+                .collect(),
+            partial: reserve("partial sums", Element::F32, &[sizes.partial]),
+            split: reserve("split weight gradient", Element::F32, &[sizes.split]),
+            row_sums: reserve(
+                "row sums",
+                Element::F32,
+                &[config
+                    .bigram
+                    .map_or(0, |b| b.buckets)
+                    .max(config.vocab)
+                    .max(d)],
+            ),
+            token_segments: segments(&mut reserve, "token", config.vocab),
+            bigram_segments: config
+                .bigram
+                .map(|b| segments(&mut reserve, "bigram", b.buckets)),
+            ve_tables: config.value_embedding.as_ref().map(|v| {
+                reserve(
+                    "dv by token",
+                    Element::F32,
+                    &[v.layers.len(), config.vocab, kv],
+                )
+            }),
+            dtable: largest_table.map(|elements| reserve("d table", Element::Bf16, &[elements])),
+            squares: reserve("sums of squares", Element::F32, &[sizes.squares]),
+            clip: reserve("clip coefficient, norm", Element::F32, &[2]),
+        }
+    }
+}
+
+impl Exchange {
+    pub fn plan(config: &Config, sizes: &Sizes, plan: &mut Plan) -> Self {
+        let ids = (sizes.train.tokens() * sizes.micro_steps).max(sizes.max_tokens);
+        let mut reserve = |name: &str, element, shape: &[usize]| {
+            plan.reserve(Region::Exchange, name, element, shape)
+        };
+        Self {
+            tokens: reserve("tokens", Element::U16, &[ids]),
+            targets: reserve("targets", Element::U16, &[ids]),
+            step_values: ["matrices", "tables", "scalars"]
+                .map(|group| reserve(&format!("step values, {group}"), Element::U8, &[64])),
+            loss: reserve("loss", Element::F32, &[1]),
+            token_losses: reserve("token losses", Element::F32, &[sizes.max_tokens]),
+            rope: reserve(
+                "rotary table",
+                Element::F32,
+                &[sizes.train.seq_len, config.rope_dims],
+            ),
+            score_rope: reserve(
+                "rotary table, scoring",
+                Element::F32,
+                &[sizes.max_seq_len, config.rope_dims],
+            ),
+        }
+    }
+}
