@@ -12,6 +12,7 @@ pub mod evaluate;
 pub mod failure;
 pub mod kernels;
 pub mod model;
+pub mod optimizer;
 pub mod parity;
 pub mod quantize;
 pub mod recipe;

@@ -3,7 +3,10 @@
 use anyhow::Result;
 use bytemuck::Pod;
 use cust::context::CurrentContext;
-use cust::memory::{CopyDestination, DeviceBuffer, DeviceSlice, mem_get_info};
+use cust::memory::{
+    AsyncCopyDestination, CopyDestination, DeviceBuffer, DeviceSlice, mem_get_info,
+};
+use cust::stream::Stream;
 
 use super::{Element, Plan, Region, Tensor, size};
 use crate::driver::DriverError;
@@ -80,6 +83,24 @@ impl Memory {
             copied.map_err(DriverError::from)?;
         }
         Ok(())
+    }
+
+    /// Starts a copy of page-locked values into a tensor, in order with the stream's work. The values must stay as they are
+    /// until the stream has come past it.
+    ///
+    /// # Panics
+    /// If the sizes differ.
+    pub fn send<T: Pod>(&self, tensor: Tensor, locked: &[T], stream: &Stream) -> Result<()> {
+        let bytes: &[u8] = bytemuck::cast_slice(locked);
+        assert_eq!(
+            bytes.len() as u64,
+            tensor.bytes(),
+            "a copy fills its tensor"
+        );
+        let mut place = self.bytes_of(tensor);
+        // SAFETY: the caller keeps the source unchanged until the stream has copied it; the destination is ours alone.
+        let started = unsafe { place.async_copy_from(bytes, stream) };
+        Ok(started.map_err(DriverError::from)?)
     }
 
     /// Copies plain values into a tensor of the same size.

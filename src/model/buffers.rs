@@ -133,12 +133,14 @@ pub struct Workspace {
     pub partial: Tensor,
     /// Splits of a weight gradient, f32.
     pub split: Tensor,
-    /// Per-row gradients of a scale that all rows share, f32.
-    pub row_sums: Tensor,
+    /// Per-row gradients of the scales of the bigram and the value embedding, f32.
+    pub row_sums: [Tensor; 2],
     pub token_segments: Segments,
     pub bigram_segments: Option<Segments>,
     /// f32 `[layers, V, KV 64]`: V's gradient summed by token, per value-embedding layer.
     pub ve_tables: Option<Tensor>,
+    /// A bf16 table without projection, widened f32.
+    pub wide_table: Option<Tensor>,
     /// Gradient of a projected table, bf16, the largest of them.
     pub dtable: Option<Tensor>,
     /// Partial sums of squares of the gradients, and (coefficient, norm).
@@ -299,6 +301,13 @@ impl Workspace {
             config.bigram.map(|b| b.buckets * d),
             config.value_embedding.as_ref().map(|_| config.vocab * kv),
         ];
+        let row_sums = config
+            .bigram
+            .map_or(0, |b| b.buckets)
+            .max(config.vocab)
+            .max(d);
+        let wide = config.bigram.is_some_and(|b| b.dim == d)
+            || config.value_embedding.as_ref().is_some_and(|v| v.dim == kv);
         let largest_table = tables.into_iter().flatten().max();
         let used_by_skip = |pass: usize| {
             let from = |p: &super::config::Pass| matches!(p.before, Before::Skip { from, .. } if from == pass);
@@ -332,15 +341,10 @@ impl Workspace {
                 .collect(),
             partial: reserve("partial sums", Element::F32, &[sizes.partial]),
             split: reserve("split weight gradient", Element::F32, &[sizes.split]),
-            row_sums: reserve(
-                "row sums",
-                Element::F32,
-                &[config
-                    .bigram
-                    .map_or(0, |b| b.buckets)
-                    .max(config.vocab)
-                    .max(d)],
-            ),
+            row_sums: ["bigram scale by row", "value embedding scale by row"]
+                .map(|name| reserve(name, Element::F32, &[row_sums])),
+            wide_table: wide
+                .then(|| reserve("table in f32", Element::F32, &[largest_table.unwrap_or(0)])),
             token_segments: segments(&mut reserve, "token", config.vocab),
             bigram_segments: config
                 .bigram

@@ -132,6 +132,53 @@ impl Config {
                 "the kernels rotate 16 dimensions of each head",
             );
         }
+        let kernels_serve = [
+            (
+                matches!(r.num_heads, 2 | 4 | 8) && r.num_heads == 2 * r.num_kv_heads,
+                format!("{} query and {} KV heads", r.num_heads, r.num_kv_heads),
+                "the kernels serve 2, 4 or 8 query heads and half as many KV heads",
+            ),
+            (
+                r.vocab_size <= 4096 && r.vocab_size.is_multiple_of(8),
+                format!("vocab_size = {}", r.vocab_size),
+                "the kernels serve multiples of 8 up to 4096",
+            ),
+            (
+                r.logit_softcap == 30.0,
+                format!("logit_softcap = {}", r.logit_softcap),
+                "the kernels cap at 30",
+            ),
+            (
+                r.muon_backend_steps == 5,
+                format!("muon_backend_steps = {}", r.muon_backend_steps),
+                "the coefficients are made for 5 steps",
+            ),
+            (
+                r.bigram_vocab_size <= 12_288,
+                format!("bigram_vocab_size = {}", r.bigram_vocab_size),
+                "the kernels sort up to 12288 buckets",
+            ),
+            (
+                !r.ve_enabled || r.ve_layers.len() <= 4,
+                format!("{} ve_layers", r.ve_layers.len()),
+                "the kernels sum up to 4 layers",
+            ),
+            (
+                !(r.vrl_enabled && r.recycle_layers.contains(&0)),
+                "layer 0 is replayed, but vrl_enabled gives it no gate".into(),
+                "replay other layers, or use value_residual",
+            ),
+            (
+                r.late_qat == LateQat::Inert || r.quant_bits == 6,
+                format!("late_qat with quant_bits = {}", r.quant_bits),
+                "the kernels fake-quantize to 6 bits",
+            ),
+        ];
+        for (served, why, hint) in kernels_serve {
+            if !served {
+                return refuse(why, hint);
+            }
+        }
         for (key, value) in [("bigram_dim", r.bigram_dim), ("ve_dim", r.ve_dim)] {
             if value % 8 != 0 {
                 return refuse(

@@ -144,6 +144,17 @@ impl Layout {
         self.by_name.get(name).copied()
     }
 
+    /// Indices of the parameters of each bank, in the bank's order.
+    pub fn bank_members(&self) -> [Vec<usize>; 4] {
+        Bank::ALL.map(|bank| {
+            let mut members: Vec<usize> = (0..self.parameters.len())
+                .filter(|&i| self.parameters[i].group == Group::Bank(bank))
+                .collect();
+            members.sort_by_key(|&i| self.offsets[i]);
+            members
+        })
+    }
+
     /// Offset of a parameter in the flat arrays, in elements.
     pub fn offset(&self, index: usize) -> u64 {
         self.offsets[index]

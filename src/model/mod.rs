@@ -1,7 +1,12 @@
 //! The model on its device.
 
+mod backward;
 pub mod buffers;
 pub mod config;
+pub mod device;
+pub mod engine;
+pub mod forward;
 pub mod init;
 pub mod layout;
+pub mod network;
 pub mod parameters;

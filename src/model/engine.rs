@@ -1,0 +1,540 @@
+//! The engine: a network and its optimizer on a device, as the training loop sees them.
+//!
+//! One optimizer step is captured as a CUDA graph when it first comes up and replayed from then on. Between replays only three
+//! things change on the device: the tokens, the step values, and what the last step left. What a graph has built into it (the
+//! number of micro-steps, the largest gradient norm) is part of its key; another value captures another graph.
+
+use std::collections::HashMap;
+
+use anyhow::{Result, ensure};
+use cust::memory::LockedBuffer;
+
+use super::buffers::Batch;
+use super::config::Config;
+use super::device::Device;
+use super::forward::Input;
+use super::init::initial_values;
+use super::network::Network;
+use crate::arena::memory::finish;
+use crate::arena::{Element as ArenaElement, Plan, Tensor};
+use crate::driver::DriverError;
+use crate::driver::graph::{Graph, GraphExec};
+use crate::kernels::qkv::rope_table;
+use crate::kernels::step_values::StepValues;
+use crate::optimizer::Optimizer;
+use crate::recipe::{Recipe, StorageType};
+use crate::train::engine::{
+    Element, Engine, Logits, NamedTensor, StateTensor, StepInputs, StepOutput, Weights,
+};
+
+/// A model on a device with its optimizer.
+pub struct DeviceEngine {
+    network: Network,
+    optimizer: Optimizer,
+    device: Device,
+    /// Captured steps by (micro-steps, bits of the largest gradient norm). `None` launches every kernel by itself.
+    graphs: Option<HashMap<(usize, u32), GraphExec>>,
+    /// Page-locked copies of tokens and targets, so that they travel without waiting.
+    staging: [LockedBuffer<u16>; 2],
+    /// Sequence length of the scoring rotary table.
+    score_rope_len: usize,
+    /// Optimizer updates so far.
+    updates: u64,
+}
+
+/// Network and optimizer of a recipe with the plan of their memory: all that `--dry-run` needs.
+pub struct Planned {
+    pub network: Network,
+    pub optimizer: Optimizer,
+    pub plan: Plan,
+}
+
+/// Plans a recipe's model for one of `ranks` devices.
+pub fn plan(recipe: &Recipe, ranks: usize) -> Result<Planned> {
+    plan_model(Config::new(recipe)?, recipe, ranks)
+}
+
+/// The same for a configuration that differs from the recipe's own.
+pub fn plan_model(config: Config, recipe: &Recipe, ranks: usize) -> Result<Planned> {
+    let mut plan = Plan::default();
+    let network = Network::plan(config, recipe, ranks, &mut plan);
+    let optimizer = Optimizer::plan(recipe, &network.layout, &mut plan);
+    Ok(Planned {
+        network,
+        optimizer,
+        plan,
+    })
+}
+
+impl DeviceEngine {
+    /// Allocates what was planned in the current context, and writes the initial weights.
+    pub fn new(planned: Planned, what: &str) -> Result<Self> {
+        let Planned {
+            network,
+            optimizer,
+            plan,
+        } = planned;
+        let device = Device::new(&plan, what)?;
+        let ids = network.exchange.tokens.elements as usize;
+        let locked = || LockedBuffer::new(&0u16, ids).map_err(DriverError::from);
+        let mut engine = Self {
+            staging: [locked()?, locked()?],
+            network,
+            optimizer,
+            device,
+            graphs: Some(HashMap::new()),
+            score_rope_len: 0,
+            updates: 0,
+        };
+        let seq_len = engine.network.sizes.train.seq_len;
+        engine.write_rope(engine.network.exchange.rope, seq_len)?;
+        engine.initialise()?;
+        Ok(engine)
+    }
+
+    /// Launches every kernel of a step by itself instead of replaying a captured graph.
+    pub fn eager(mut self) -> Self {
+        self.graphs = None;
+        self
+    }
+
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Graphs captured so far; `None` for an eager engine.
+    pub fn captured(&self) -> Option<usize> {
+        self.graphs.as_ref().map(HashMap::len)
+    }
+
+    fn initialise(&mut self) -> Result<()> {
+        let seed = self.network.config.initial.seed;
+        let parameters = self.network.layout.parameters.clone();
+        let tensors: Vec<NamedTensor> = std::thread::scope(|scope| {
+            let threads = std::thread::available_parallelism().map_or(1, usize::from);
+            // Dealt round-robin: the costly matrices lie next to each other.
+            let handles: Vec<_> = (0..threads.min(parameters.len()))
+                .map(|thread| {
+                    let mine = parameters.iter().skip(thread).step_by(threads);
+                    scope.spawn(move || {
+                        mine.map(|parameter| NamedTensor {
+                            name: parameter.name.clone(),
+                            shape: parameter.shape.clone(),
+                            stored: element(parameter.stored),
+                            values: initial_values(parameter, seed),
+                        })
+                        .collect::<Vec<_>>()
+                    })
+                })
+                .collect();
+            handles
+                .into_iter()
+                .flat_map(|handle| handle.join().expect("initial values are plain arithmetic"))
+                .collect()
+        });
+        self.import(&tensors)
+    }
+
+    fn write_rope(&self, table: Tensor, seq_len: usize) -> Result<()> {
+        let base = self.network.config.rope_base_at(seq_len);
+        let values = rope_table(seq_len as u64, base);
+        self.device
+            .memory
+            .write_floats(table.slice(0, values.len() as u64), &values)
+    }
+
+    /// Writes tokens and targets through page-locked memory, in order with the stream's work.
+    fn send_tokens(&mut self, tokens: &[u16], targets: &[u16]) -> Result<()> {
+        let exchange = &self.network.exchange;
+        let vocab = self.network.config.vocab;
+        for (what, ids) in [("token", tokens), ("target", targets)] {
+            if let Some(id) = ids.iter().find(|&&id| usize::from(id) >= vocab) {
+                anyhow::bail!("{what} {id} is not below vocab_size = {vocab}");
+            }
+        }
+        // The last copies out of the staging buffers must be over.
+        self.device.finish()?;
+        let places = [exchange.tokens, exchange.targets];
+        for ((staging, place), ids) in self.staging.iter_mut().zip(places).zip([tokens, targets]) {
+            staging[..ids.len()].copy_from_slice(ids);
+            let place = place.slice(0, ids.len() as u64);
+            self.device
+                .memory
+                .send(place, &staging[..ids.len()], &self.device.stream)?;
+        }
+        Ok(())
+    }
+
+    fn send_step_values(&self, values: &[StepValues; 3]) -> Result<()> {
+        for (place, values) in self.network.exchange.step_values.iter().zip(values) {
+            self.device
+                .memory
+                .write_bytes(*place, bytemuck::bytes_of(values))?;
+        }
+        Ok(())
+    }
+
+    /// The micro-step's part of the exchange buffers.
+    fn micro_batch(&self, micro_step: usize) -> Input {
+        let exchange = &self.network.exchange;
+        let batch = self.network.sizes.train;
+        let (start, n) = ((micro_step * batch.tokens()) as u64, batch.tokens() as u64);
+        Input {
+            batch,
+            tokens: exchange.tokens.slice(start, n),
+            targets: exchange.targets.slice(start, n),
+            rope: exchange.rope,
+        }
+    }
+
+    /// Puts one step into the stream.
+    fn launch_step(&self, micro_steps: usize, max_norm: f32) -> Result<()> {
+        self.network.prepare(&self.device)?;
+        for micro_step in 0..micro_steps {
+            let input = self.micro_batch(micro_step);
+            self.network.forward(&self.device, &input)?;
+            self.network
+                .backward(&self.device, &input, micro_steps, micro_step > 0)?;
+        }
+        self.optimizer.launch(&self.device, &self.network, max_norm)
+    }
+
+    /// Forward and backward of one batch without an update: gradients and activations stay on the device.
+    pub(crate) fn forward_backward(
+        &mut self,
+        tokens: &[u16],
+        targets: &[u16],
+        fake_quantize: bool,
+    ) -> Result<Vec<f32>> {
+        let input = self.micro_batch(0);
+        ensure!(
+            tokens.len() == input.batch.tokens(),
+            "{} tokens, planned for {}",
+            tokens.len(),
+            input.batch.tokens()
+        );
+        self.send_tokens(tokens, targets)?;
+        let values = StepValues {
+            fake_quantize: u32::from(fake_quantize),
+            ..bytemuck::Zeroable::zeroed()
+        };
+        self.send_step_values(&[values; 3])?;
+        self.network.prepare(&self.device)?;
+        self.network.forward(&self.device, &input)?;
+        self.launch_scores(&input, Logits::F32)?;
+        self.network.backward(&self.device, &input, 1, false)?;
+        let losses = self.network.exchange.token_losses;
+        self.device
+            .memory
+            .read_floats(losses.slice(0, tokens.len() as u64))
+    }
+
+    /// The last step's mean loss.
+    pub(crate) fn loss(&self) -> Result<f32> {
+        Ok(self.device.memory.read_floats(self.network.exchange.loss)?[0])
+    }
+
+    fn launch_scores(&self, input: &Input, logits: Logits) -> Result<()> {
+        let device = &self.device;
+        device.kernels.softcap_score(
+            &device.stream,
+            device.at(self.network.activations.logits),
+            device.at(input.targets),
+            device.at(self.network.exchange.token_losses),
+            logits == Logits::Bf16,
+            input.batch.tokens() as u64,
+            self.network.config.vocab as u64,
+        )?;
+        Ok(())
+    }
+
+    /// Sequences of a length that one forward can take.
+    fn sequences_at_once(&self, seq_len: usize) -> usize {
+        let sizes = &self.network.sizes;
+        let padded = seq_len.next_multiple_of(64);
+        (sizes.max_tokens / seq_len).min(sizes.max_padded_tokens / padded)
+    }
+
+    /// Everything that is non-finite in a flat array of parameters, by name.
+    fn non_finite_in(&self, flat: Tensor, start: u64, kind: &str) -> Result<Option<String>> {
+        let values = self.device.memory.read_floats(flat)?;
+        let Some(place) = values.iter().position(|x| !x.is_finite()) else {
+            return Ok(None);
+        };
+        let place = start + place as u64;
+        let layout = &self.network.layout;
+        let owner = (0..layout.parameters.len())
+            .filter(|&i| layout.offset(i) <= place)
+            .max_by_key(|&i| layout.offset(i));
+        Ok(owner.map(|i| format!("{kind} {}", layout.parameters[i].name)))
+    }
+}
+
+impl Engine for DeviceEngine {
+    fn step(&mut self, inputs: &StepInputs<'_>) -> Result<StepOutput> {
+        let sizes = &self.network.sizes;
+        let micro_steps = inputs.micro_steps;
+        ensure!(
+            (1..=sizes.micro_steps).contains(&micro_steps),
+            "{micro_steps} micro-steps, planned for {}",
+            sizes.micro_steps
+        );
+        let expected = micro_steps * sizes.train.tokens();
+        ensure!(
+            inputs.tokens.len() == expected && inputs.targets.len() == expected,
+            "{} tokens and {} targets, {expected} expected",
+            inputs.tokens.len(),
+            inputs.targets.len()
+        );
+        let update = u32::try_from(self.updates + 1)?;
+        let max_norm = inputs.rates.grad_clip_norm;
+        self.send_tokens(inputs.tokens, inputs.targets)?;
+        let values = self.optimizer.step_values(
+            &inputs.rates,
+            update,
+            inputs.fake_quantize,
+            inputs.update_ema,
+        );
+        self.send_step_values(&values)?;
+        let key = (micro_steps, max_norm.to_bits());
+        match &self.graphs {
+            None => self.launch_step(micro_steps, max_norm)?,
+            Some(graphs) => {
+                if !graphs.contains_key(&key) {
+                    let stream = &self.device.stream;
+                    let graph = Graph::capture(stream, || self.launch_step(micro_steps, max_norm))?;
+                    let exec = graph.instantiate()?;
+                    self.graphs.get_or_insert_default().insert(key, exec);
+                }
+                if let Some(exec) = self.graphs.as_ref().and_then(|graphs| graphs.get(&key)) {
+                    exec.launch(&self.device.stream)?;
+                }
+            }
+        }
+        self.updates += 1;
+        let clip = self
+            .device
+            .memory
+            .read_floats(self.network.workspace.clip)?;
+        Ok(StepOutput {
+            loss: self.loss()?,
+            grad_norm: clip[1],
+        })
+    }
+
+    fn score(
+        &mut self,
+        tokens: &[u16],
+        targets: &[u16],
+        seq_len: usize,
+        logits: Logits,
+    ) -> Result<Vec<f32>> {
+        let longest = self.network.sizes.max_seq_len;
+        ensure!(
+            (1..=longest).contains(&seq_len),
+            "sequences of {seq_len}, the engine was built for up to {longest}"
+        );
+        ensure!(
+            tokens.len() == targets.len() && tokens.len().is_multiple_of(seq_len),
+            "{} tokens and {} targets in sequences of {seq_len}",
+            tokens.len(),
+            targets.len()
+        );
+        if self.score_rope_len != seq_len {
+            self.write_rope(self.network.exchange.score_rope, seq_len)?;
+            self.score_rope_len = seq_len;
+        }
+        // Scoring is never fake-quantized.
+        self.send_step_values(&[bytemuck::Zeroable::zeroed(); 3])?;
+        self.network.prepare(&self.device)?;
+        let at_once = self.sequences_at_once(seq_len) * seq_len;
+        let mut losses = Vec::with_capacity(tokens.len());
+        for (tokens, targets) in tokens.chunks(at_once).zip(targets.chunks(at_once)) {
+            self.send_tokens(tokens, targets)?;
+            let n = tokens.len() as u64;
+            let exchange = &self.network.exchange;
+            let input = Input {
+                batch: Batch {
+                    sequences: tokens.len() / seq_len,
+                    seq_len,
+                },
+                tokens: exchange.tokens.slice(0, n),
+                targets: exchange.targets.slice(0, n),
+                rope: exchange.score_rope,
+            };
+            self.network.forward(&self.device, &input)?;
+            self.launch_scores(&input, logits)?;
+            let scored = self.network.exchange.token_losses.slice(0, n);
+            losses.extend(self.device.memory.read_floats(scored)?);
+        }
+        Ok(losses)
+    }
+
+    fn export(&mut self, which: Weights) -> Result<Vec<NamedTensor>> {
+        let layout = &self.network.layout;
+        let parameters = layout.parameters.iter().enumerate();
+        parameters
+            .map(|(index, parameter)| {
+                let place = match which {
+                    Weights::Live => layout.values(index),
+                    Weights::Ema => layout.average(index).ok_or_else(|| {
+                        anyhow::anyhow!("ema_decay = 0: there is no moving average")
+                    })?,
+                };
+                Ok(NamedTensor {
+                    name: parameter.name.clone(),
+                    shape: parameter.shape.clone(),
+                    stored: element(parameter.stored),
+                    values: self.device.memory.read_floats(place)?,
+                })
+            })
+            .collect()
+    }
+
+    /// Before the first update the moving average takes the values over, too: it starts at the initial weights.
+    fn import(&mut self, tensors: &[NamedTensor]) -> Result<()> {
+        let layout = &self.network.layout;
+        let mut places = Vec::with_capacity(tensors.len());
+        for tensor in tensors {
+            let index = layout
+                .find(&tensor.name)
+                .ok_or_else(|| anyhow::anyhow!("the model has no parameter {}", tensor.name))?;
+            let shape = &layout.parameters[index].shape;
+            let elements: usize = shape.iter().product();
+            ensure!(
+                *shape == tensor.shape && elements == tensor.values.len(),
+                "{} has shape {shape:?}, given are {:?} with {} values",
+                tensor.name,
+                tensor.shape,
+                tensor.values.len()
+            );
+            places.push(index);
+        }
+        for (tensor, &index) in tensors.iter().zip(&places) {
+            let memory = &self.device.memory;
+            memory.write_floats(layout.values(index), &tensor.values)?;
+            if let (0, Some(average)) = (self.updates, layout.average(index)) {
+                let stored = memory.read_floats(layout.values(index))?;
+                memory.write_floats(average, &stored)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn save_state(&mut self) -> Result<Vec<StateTensor>> {
+        let mut state = vec![StateTensor {
+            name: "counter/updates".into(),
+            element: Element::U64,
+            shape: vec![1],
+            bytes: self.updates.to_le_bytes().to_vec(),
+        }];
+        for (name, place) in self.network.layout.state() {
+            state.push(StateTensor {
+                name: name.into(),
+                element: state_element(place.element),
+                shape: vec![place.elements as usize],
+                bytes: self.device.memory.read_bytes(place)?,
+            });
+        }
+        Ok(state)
+    }
+
+    fn load_state(&mut self, state: &[StateTensor]) -> Result<()> {
+        let find = |name: &str| {
+            let found = state.iter().find(|tensor| tensor.name == name);
+            found.ok_or_else(|| anyhow::anyhow!("the state lacks {name}"))
+        };
+        let expected = self.network.layout.state();
+        ensure!(
+            state.len() == expected.len() + 1,
+            "the state has {} tensors, this model has {}",
+            state.len(),
+            expected.len() + 1
+        );
+        let counter = find("counter/updates")?;
+        let updates = <[u8; 8]>::try_from(counter.bytes.as_slice())
+            .map_err(|_| anyhow::anyhow!("counter/updates has {} bytes", counter.bytes.len()))?;
+        for (name, place) in &expected {
+            let tensor = find(name)?;
+            ensure!(
+                tensor.element == state_element(place.element)
+                    && tensor.bytes.len() as u64 == place.bytes(),
+                "{name} has {} bytes of {:?}, this model's has {} of {:?}",
+                tensor.bytes.len(),
+                tensor.element,
+                place.bytes(),
+                state_element(place.element)
+            );
+        }
+        for (name, place) in expected {
+            self.device.memory.write_bytes(place, &find(name)?.bytes)?;
+        }
+        self.updates = u64::from_le_bytes(updates);
+        Ok(())
+    }
+
+    fn find_non_finite(&mut self) -> Result<Option<String>> {
+        let layout = &self.network.layout;
+        let mut places = vec![
+            (layout.gradients, 0, "gradient"),
+            (layout.masters, 0, "parameter"),
+            (layout.momentum, 0, "muon momentum"),
+            (
+                layout.scalar_moments[0],
+                layout.scalars.start,
+                "first moment",
+            ),
+            (
+                layout.scalar_moments[1],
+                layout.scalars.start,
+                "second moment",
+            ),
+            (layout.table_moments[0], layout.tables.start, "first moment"),
+            (
+                layout.table_moments[1],
+                layout.tables.start,
+                "second moment",
+            ),
+        ];
+        places.extend(
+            layout
+                .bf16_tables
+                .map(|t| (t, layout.tables.start, "parameter")),
+        );
+        places.extend(layout.ema.map(|t| (t, 0, "moving average")));
+        for (flat, start, kind) in places {
+            if let Some(name) = self.non_finite_in(flat, start, kind)? {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Drop for DeviceEngine {
+    fn drop(&mut self) {
+        // Graphs and copies in flight use what is about to be freed. An error has been reported by whoever met it first.
+        let _ = finish();
+    }
+}
+
+fn element(stored: StorageType) -> Element {
+    match stored {
+        StorageType::F32 => Element::F32,
+        StorageType::Bf16 => Element::Bf16,
+    }
+}
+
+fn state_element(element: ArenaElement) -> Element {
+    match element {
+        ArenaElement::U8 => Element::U8,
+        ArenaElement::Bf16 => Element::Bf16,
+        ArenaElement::F32 => Element::F32,
+        ArenaElement::I32 => Element::I32,
+        ArenaElement::U16 => unreachable!("no state is kept in u16"),
+    }
+}

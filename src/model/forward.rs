@@ -1,0 +1,250 @@
+//! The forward pass: tokens to logits.
+
+use anyhow::Result;
+
+use super::buffers::{Batch, PassActivations, logit_pitch};
+use super::config::{Before, Pass, ValueResidual};
+use super::device::Device;
+use super::network::Network;
+use crate::arena::Tensor;
+use crate::kernels::attention_output::{AttentionOutput, Gate};
+use crate::kernels::embedding::{Bigram, Embedding};
+use crate::kernels::gemm::Orientation;
+use crate::kernels::norm_mix::{Entry, Mix};
+use crate::kernels::qkv::{QkvOperands, ValueEmbedding, ValueMix};
+
+/// A batch on the device.
+#[derive(Debug, Clone, Copy)]
+pub struct Input {
+    pub batch: Batch,
+    /// u16 ids.
+    pub tokens: Tensor,
+    pub targets: Tensor,
+    /// Cosines and sines of the batch's sequence length.
+    pub rope: Tensor,
+}
+
+impl Network {
+    /// Logits of every token, with all activations kept. The weights must be prepared.
+    pub fn forward(&self, device: &Device, input: &Input) -> Result<()> {
+        let (kernels, stream) = (&device.kernels, &device.stream);
+        let (config, activations) = (&self.config, &self.activations);
+        let (n, d) = (input.batch.tokens(), config.dim);
+        if let (Some(index), Some(bigram)) = (activations.bigram_index, config.bigram) {
+            kernels.bigram_index(
+                stream,
+                device.at(input.tokens),
+                device.at(index),
+                n as u64,
+                input.batch.seq_len as u64,
+                bigram.buckets as u64,
+            )?;
+        }
+        let x0 = device.at(activations.x0);
+        kernels.embedding_forward(stream, &self.embedding(device, input), x0)?;
+        for (index, pass) in config.passes.iter().enumerate() {
+            self.pass_forward(device, input, index, pass)?;
+        }
+        let last = activations.passes.last().expect("a model has passes").out;
+        kernels.norm_forward(
+            stream,
+            device.at(last),
+            device.at(activations.final_norm),
+            1.0,
+            n as u64,
+            d as u64,
+        )?;
+        kernels.gemm(
+            stream,
+            Orientation::Nt,
+            device.matrix(activations.final_norm, n, d),
+            device.matrix(self.table("tok_emb.weight"), config.vocab, d),
+            device.pitched(
+                activations.logits,
+                n,
+                config.vocab,
+                logit_pitch(config.vocab),
+            ),
+        )?;
+        Ok(())
+    }
+
+    fn pass_forward(
+        &self,
+        device: &Device,
+        input: &Input,
+        index: usize,
+        pass: &Pass,
+    ) -> Result<()> {
+        let (kernels, stream) = (&device.kernels, &device.stream);
+        let config = &self.config;
+        let (n, d, hidden) = (input.batch.tokens(), config.dim, config.hidden);
+        let a = &self.activations.passes[index];
+        let layer = pass.layer;
+        let shape = self.attention_shape(input.batch);
+
+        // The mix writes x_in where the output projection then adds to it.
+        let mix = self.mix(device, input, index, pass);
+        kernels.mix_norm_forward(stream, &mix, device.at(a.x1), device.at(a.h))?;
+        let columns = config.projected_columns();
+        kernels.gemm(
+            stream,
+            Orientation::Nt,
+            device.matrix(a.h, n, d),
+            device.matrix(self.layer(self.weights.qkv, layer), columns, d),
+            device.matrix(a.qkv, n, columns),
+        )?;
+        let qkv = self.qkv(device, input, index, pass);
+        kernels.qkv_forward(stream, &qkv, device.at(a.qkv_ready))?;
+        kernels.attention_forward(
+            stream,
+            shape,
+            device.at(a.qkv_ready),
+            device.at(a.y),
+            device.at(a.lse),
+        )?;
+        if a.z != a.y {
+            let output = self.attention_output(device, input, index, pass);
+            kernels.attention_output_forward(stream, &output, device.at(a.z))?;
+        }
+        let x1 = device.matrix(a.x1, n, d);
+        let out_weight = device.matrix(self.layer(self.weights.attn_out, layer), d, d);
+        let z = device.matrix(a.z, n, d);
+        kernels.gemm_add(stream, Orientation::Nt, z, out_weight, x1, x1, 1.0, 1.0)?;
+
+        kernels.norm_forward(
+            stream,
+            device.at(a.x1),
+            device.at(a.u),
+            config.norm_scale(layer),
+            n as u64,
+            d as u64,
+        )?;
+        let activated = device.matrix(a.activated, n, hidden);
+        kernels.gemm_leaky2(
+            stream,
+            device.matrix(a.u, n, d),
+            device.matrix(self.layer(self.weights.up, layer), hidden, d),
+            device.matrix(a.pre, n, hidden),
+            activated,
+        )?;
+        let down = device.matrix(self.layer(self.weights.down, layer), d, hidden);
+        let out = device.matrix(a.out, n, d);
+        kernels.gemm_add(stream, Orientation::Nt, activated, down, out, x1, 1.0, 1.0)?;
+        Ok(())
+    }
+
+    /// The residual stream that enters a pass.
+    pub(super) fn pass_input(&self, index: usize) -> Tensor {
+        match index {
+            0 => self.activations.x0,
+            _ => self.activations.passes[index - 1].out,
+        }
+    }
+
+    pub(super) fn embedding(&self, device: &Device, input: &Input) -> Embedding {
+        let config = &self.config;
+        let bigram = self.activations.bigram_index.zip(self.weights.bigram);
+        Embedding {
+            sequences: input.batch.sequences as u64,
+            tokens: input.batch.seq_len as u64,
+            d: config.dim as u64,
+            ids: device.at(input.tokens),
+            tok_emb: device.at(self.table("tok_emb.weight")),
+            vocabulary: config.vocab as u64,
+            bigram: bigram.map(|(index, projected)| Bigram {
+                index: device.at(index),
+                table: device.at(projected.table),
+                buckets: projected.rows as u64,
+            }),
+            smear_gate: device.at(self.layout.named("smear.gate")),
+        }
+    }
+
+    pub(super) fn mix(&self, device: &Device, input: &Input, index: usize, pass: &Pass) -> Mix {
+        let d = self.config.dim as u64;
+        let named = |name: &str| device.at(self.layout.named(name));
+        let entry = match pass.before {
+            Before::Nothing => Entry::Plain,
+            Before::Skip { row, from } => Entry::Skip {
+                skip: device.at(self.activations.passes[from].out),
+                weight: named("skip_weights").offset(4 * d * row as u64),
+            },
+            Before::Recycle { index } => Entry::Recycle {
+                scale: named(&format!("recycle_mods.{index}.scale")),
+                bias: named(&format!("recycle_mods.{index}.bias")),
+            },
+        };
+        Mix {
+            rows: input.batch.tokens() as u64,
+            d,
+            norm_scale: self.config.norm_scale(pass.layer),
+            x: device.at(self.pass_input(index)),
+            x0: device.at(self.activations.x0),
+            entry,
+            resid_mix: named(&Self::block_name(pass.layer, "resid_mix")),
+        }
+    }
+
+    pub(super) fn qkv(
+        &self,
+        device: &Device,
+        input: &Input,
+        index: usize,
+        pass: &Pass,
+    ) -> QkvOperands {
+        let config = &self.config;
+        let a: &PassActivations = &self.activations.passes[index];
+        let named = |name: &str| device.at(self.layout.named(name));
+        let parameter = |name: &str| named(&Self::block_name(pass.layer, name));
+        let mix = match (index, config.value_residual) {
+            (0, _) | (_, ValueResidual::Off) => ValueMix::None,
+            (_, ValueResidual::Gate) => ValueMix::Gate {
+                parameter: parameter("attn.vrl_gate"),
+            },
+            (_, ValueResidual::Lambda) => ValueMix::Lambda {
+                parameters: parameter("attn.vr_lambda"),
+            },
+        };
+        let embedding = pass.value_embedding.zip(self.weights.value_embedding);
+        QkvOperands {
+            shape: self.attention_shape(input.batch),
+            qkv: device.at(a.qkv),
+            stride: config.projected_columns() as u64,
+            q_gain: parameter("attn.q_gain"),
+            rope: device.at(input.rope),
+            value_embedding: embedding.map(|(j, projected)| ValueEmbedding {
+                ids: device.at(input.tokens),
+                table: device.at(projected.table),
+                vocabulary: config.vocab as u64,
+                scale: named(&format!("ve_layer_scales.{j}")),
+            }),
+            mix,
+            first_qkv: (mix != ValueMix::None).then(|| device.at(self.activations.passes[0].qkv)),
+        }
+    }
+
+    pub(super) fn attention_output(
+        &self,
+        device: &Device,
+        input: &Input,
+        index: usize,
+        pass: &Pass,
+    ) -> AttentionOutput {
+        let config = &self.config;
+        let a = &self.activations.passes[index];
+        AttentionOutput {
+            shape: self.attention_shape(input.batch),
+            y: device.at(a.y),
+            qkv_in: device.at(a.qkv_ready),
+            gate: config.gated_attention.then(|| Gate {
+                qkv: device.at(a.qkv),
+                stride: config.projected_columns() as u64,
+                bias: device.at(self
+                    .layout
+                    .named(&Self::block_name(pass.layer, "attn.attn_gate.bias"))),
+            }),
+            xsa: config.xsa[pass.layer],
+        }
+    }
+}
