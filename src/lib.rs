@@ -6,6 +6,7 @@
 pub mod arena;
 pub mod artifact;
 pub mod checkpoint;
+pub mod cli;
 pub mod data;
 pub mod driver;
 pub mod evaluate;

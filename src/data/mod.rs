@@ -19,165 +19,196 @@ pub use stream::{Batch, BatchShape, TokenStream};
 use crate::failure::Failure;
 use crate::recipe::Recipe;
 use anyhow::Result;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// What is scored.
+#[derive(Clone)]
+pub struct Validation {
+    /// Token i is scored as target i - 1. Longer than one evaluation window.
+    pub tokens: Arc<Vec<u16>>,
+    pub bytes: ByteTable,
+    /// The text behind the tokens, where the source is text: for entropies and `xz`.
+    pub text: Option<String>,
+}
 
 /// Everything a run reads.
 pub struct Dataset {
     /// One line for the log: what the tokens are and where they come from.
     pub description: String,
     pub train: TokenStream,
-    /// The validation stream: token i is scored as target i - 1. Holds at least two tokens.
-    pub validation: Arc<Vec<u16>>,
-    pub bytes: ByteTable,
-    /// The validation text, where the source is text: for entropies and `xz`.
-    pub validation_text: Option<String>,
-    /// The training text, where the source is text.
-    pub train_text: Option<String>,
+    pub validation: Validation,
 }
 
 /// Opens the data of a recipe. `base` resolves relative paths.
 pub fn open(recipe: &Recipe, base: &Path) -> Result<Dataset> {
-    let tokenizer = Tokenizer::open(&recipe.tokenizer_path, base)?;
-    if tokenizer.vocab_size() != recipe.vocab_size {
-        return Err(Failure::user(
-            format!("tokenizer {}", recipe.tokenizer_path),
-            format!(
-                "it has {} ids, but the recipe's vocab_size is {}",
-                tokenizer.vocab_size(),
-                recipe.vocab_size
-            ),
-            format!(
-                "set vocab_size = {}, or name the tokenizer the data was made with",
-                tokenizer.vocab_size()
-            ),
-        )
-        .into());
-    }
-    if recipe.data_path == "demo" {
-        return from_text(
-            recipe,
-            &tokenizer,
-            "built-in text: King James Bible",
-            &demo::text(),
-        );
-    }
-    let path = base.join(&recipe.data_path);
-    if path.is_dir() {
-        return from_shards(recipe, &tokenizer, &path);
-    }
-    let text = std::fs::read(&path).map_err(|error| {
-        Failure::user(
-            format!("data {}", path.display()),
-            error,
-            "set data_path to a folder of FineWeb shards, a text file, or \"demo\"",
-        )
-    })?;
-    let text = String::from_utf8(text).map_err(|error| {
-        Failure::user(
-            format!("data {}", path.display()),
-            format!(
-                "not UTF-8 text at byte {}",
-                error.utf8_error().valid_up_to()
-            ),
-            "data_path names a text file or a folder of fineweb_*.bin shards",
-        )
-    })?;
-    from_text(
-        recipe,
-        &tokenizer,
-        &format!("text {}", path.display()),
-        &text,
-    )
-}
-
-fn from_text(recipe: &Recipe, tokenizer: &Tokenizer, what: &str, text: &str) -> Result<Dataset> {
-    let (train_text, validation_text) = demo::split(text, recipe.val_fraction);
-    let document = |text: &str| -> Result<Vec<u16>> {
-        let mut ids = vec![tokenizer.document_mark()];
-        ids.extend(tokenizer.encode(text)?);
-        Ok(ids)
-    };
-    let train = document(train_text)?;
-    let validation = limited(recipe, document(validation_text)?);
-    let needed = recipe.train_batch_tokens + 1;
-    if train.len() < needed {
-        return Err(Failure::user(
-            what,
-            format!(
-                "{} training tokens, but one step takes {needed}",
-                train.len()
-            ),
-            "use a longer text or a smaller train_batch_tokens",
-        )
-        .into());
-    }
-    if validation.len() <= recipe.eval_seq_len {
-        return Err(short_validation(
-            what,
-            validation.len(),
-            recipe.eval_seq_len,
-        ));
-    }
+    let source = Source::open(recipe, base)?;
+    let train = source.train(recipe)?;
+    let validation = source.validation(recipe)?;
     let description = format!(
-        "{what}, {}: {} training and {} validation tokens",
-        tokenizer.description(),
+        "{}, {}: {} training and {} validation tokens",
+        source.name,
+        source.tokenizer.description(),
         train.len(),
-        validation.len()
+        validation.tokens.len()
     );
     Ok(Dataset {
         description,
-        train: TokenStream::from_tokens(train, recipe.vocab_size, what)?,
-        validation: Arc::new(validation),
-        bytes: tokenizer.byte_table(),
-        validation_text: Some(validation_text.to_owned()),
-        train_text: Some(train_text.to_owned()),
+        train,
+        validation,
     })
 }
 
-fn from_shards(recipe: &Recipe, tokenizer: &Tokenizer, folder: &Path) -> Result<Dataset> {
-    if matches!(tokenizer, Tokenizer::Bytes) {
-        return Err(Failure::user(
-            format!("data {}", folder.display()),
-            "shards hold tokens of a SentencePiece model, not bytes",
-            "set tokenizer_path to the .model file the shards were made with",
-        )
-        .into());
-    }
-    let train = shard::open_split(folder, "train")?;
-    let val = shard::open_split(folder, "val")?;
-    let mut validation = Vec::new();
-    for shard in &val {
-        shard.check_range(0..shard.len(), recipe.vocab_size)?;
-        validation.extend_from_slice(shard.tokens());
-    }
-    let validation = limited(recipe, validation);
-    let what = format!("data {}", folder.display());
-    if validation.len() <= recipe.eval_seq_len {
-        return Err(short_validation(
-            &what,
-            validation.len(),
-            recipe.eval_seq_len,
-        ));
-    }
-    let shards = train.len();
-    let stream = TokenStream::from_shards(train, recipe.vocab_size)?;
+/// Opens only what scoring needs: training shards may be absent.
+pub fn open_validation(recipe: &Recipe, base: &Path) -> Result<(String, Validation)> {
+    let source = Source::open(recipe, base)?;
+    let validation = source.validation(recipe)?;
     let description = format!(
-        "{} shards in {}, {}: {} training and {} validation tokens",
-        shards,
-        folder.display(),
-        tokenizer.description(),
-        stream.len(),
-        validation.len()
+        "{}, {}: {} validation tokens",
+        source.name,
+        source.tokenizer.description(),
+        validation.tokens.len()
     );
-    Ok(Dataset {
-        description,
-        train: stream,
-        validation: Arc::new(validation),
-        bytes: tokenizer.byte_table(),
-        validation_text: None,
-        train_text: None,
-    })
+    Ok((description, validation))
+}
+
+/// Where tokens come from.
+struct Source {
+    name: String,
+    tokenizer: Tokenizer,
+    kind: SourceKind,
+}
+
+enum SourceKind {
+    Text(String),
+    Shards(PathBuf),
+}
+
+impl Source {
+    fn open(recipe: &Recipe, base: &Path) -> Result<Self> {
+        let tokenizer = Tokenizer::open(&recipe.tokenizer_path, base)?;
+        if tokenizer.vocab_size() != recipe.vocab_size {
+            let ids = tokenizer.vocab_size();
+            return Err(Failure::user(
+                format!("tokenizer {}", recipe.tokenizer_path),
+                format!(
+                    "it has {ids} ids, but the recipe's vocab_size is {}",
+                    recipe.vocab_size
+                ),
+                format!("set vocab_size = {ids}, or name the tokenizer the data was made with"),
+            )
+            .into());
+        }
+        if recipe.data_path == "demo" {
+            let name = "built-in text (King James Bible)".to_owned();
+            return Ok(Self {
+                name,
+                tokenizer,
+                kind: SourceKind::Text(demo::text()),
+            });
+        }
+        let path = base.join(&recipe.data_path);
+        let name = format!("data {}", path.display());
+        if path.is_dir() {
+            if matches!(tokenizer, Tokenizer::Bytes) {
+                return Err(Failure::user(
+                    name,
+                    "shards hold tokens of a SentencePiece model, not bytes",
+                    "set tokenizer_path to the .model file the shards were made with",
+                )
+                .into());
+            }
+            return Ok(Self {
+                name,
+                tokenizer,
+                kind: SourceKind::Shards(path),
+            });
+        }
+        let text = std::fs::read(&path).map_err(|error| {
+            Failure::user(
+                &name,
+                error,
+                "set data_path to a folder of FineWeb shards, a text file, or \"demo\"",
+            )
+        })?;
+        let text = String::from_utf8(text).map_err(|error| {
+            Failure::user(
+                &name,
+                format!(
+                    "not UTF-8 text at byte {}",
+                    error.utf8_error().valid_up_to()
+                ),
+                "data_path names a text file or a folder of fineweb_*.bin shards",
+            )
+        })?;
+        Ok(Self {
+            name,
+            tokenizer,
+            kind: SourceKind::Text(text),
+        })
+    }
+
+    /// A text as one document.
+    fn document(&self, text: &str) -> Result<Vec<u16>> {
+        let mut ids = vec![self.tokenizer.document_mark()];
+        ids.extend(self.tokenizer.encode(text)?);
+        Ok(ids)
+    }
+
+    fn train(&self, recipe: &Recipe) -> Result<TokenStream> {
+        match &self.kind {
+            SourceKind::Shards(folder) => {
+                TokenStream::from_shards(shard::open_split(folder, "train")?, recipe.vocab_size)
+            }
+            SourceKind::Text(text) => {
+                let tokens = self.document(demo::split(text, recipe.val_fraction).0)?;
+                let needed = recipe.train_batch_tokens + 1;
+                if tokens.len() < needed {
+                    return Err(Failure::user(
+                        &self.name,
+                        format!(
+                            "{} training tokens, but one step takes {needed}",
+                            tokens.len()
+                        ),
+                        "use a longer text or a smaller train_batch_tokens",
+                    )
+                    .into());
+                }
+                TokenStream::from_tokens(tokens, recipe.vocab_size, &self.name)
+            }
+        }
+    }
+
+    fn validation(&self, recipe: &Recipe) -> Result<Validation> {
+        let (tokens, text) = match &self.kind {
+            SourceKind::Shards(folder) => {
+                let mut tokens = Vec::new();
+                for shard in shard::open_split(folder, "val")? {
+                    shard.check_range(0..shard.len(), recipe.vocab_size)?;
+                    tokens.extend_from_slice(shard.tokens());
+                }
+                (tokens, None)
+            }
+            SourceKind::Text(text) => {
+                let text = demo::split(text, recipe.val_fraction).1;
+                (self.document(text)?, Some(text.to_owned()))
+            }
+        };
+        let tokens = limited(recipe, tokens);
+        if tokens.len() <= recipe.eval_seq_len {
+            return Err(Failure::user(
+                &self.name,
+                format!("{} validation tokens, but one window scores {} and needs one more", tokens.len(), recipe.eval_seq_len),
+                "use more data, a larger val_fraction or val_tokens_limit, or a smaller eval_seq_len",
+            )
+            .into());
+        }
+        Ok(Validation {
+            tokens: Arc::new(tokens),
+            bytes: self.tokenizer.byte_table(),
+            text,
+        })
+    }
 }
 
 fn limited(recipe: &Recipe, mut tokens: Vec<u16>) -> Vec<u16> {
@@ -185,15 +216,6 @@ fn limited(recipe: &Recipe, mut tokens: Vec<u16>) -> Vec<u16> {
         tokens.truncate(recipe.val_tokens_limit + 1);
     }
     tokens
-}
-
-fn short_validation(what: &str, have: usize, window: usize) -> anyhow::Error {
-    Failure::user(
-        what,
-        format!("{have} validation tokens, but one window scores {window} and needs one more"),
-        "use more data, a larger val_fraction or val_tokens_limit, or a smaller eval_seq_len",
-    )
-    .into()
 }
 
 #[cfg(test)]
@@ -210,9 +232,9 @@ mod tests {
         let recipe = demo_recipe(&[]);
         let a = open(&recipe, Path::new(".")).unwrap();
         let b = open(&recipe, Path::new(".")).unwrap();
-        assert_eq!(a.validation, b.validation);
+        assert_eq!(a.validation.tokens, b.validation.tokens);
         assert!(a.train.len() > 3_200_000);
-        assert_eq!(a.validation[0], a.bytes.document_mark());
+        assert_eq!(a.validation.tokens[0], a.validation.bytes.document_mark());
     }
 
     #[test]

@@ -130,6 +130,21 @@ pub fn load(
                 .map_err(|error| rename(error, &format!("environment variable {variable}")))?;
         }
     }
+    apply(&mut loaded, settings, None)?;
+    check(&loaded.recipe)?;
+    Ok(loaded)
+}
+
+/// Reads a recipe that a file carries and applies settings, which may only touch the given sections: the rest belongs to
+/// the weights.
+pub fn reload(text: &str, name: &str, settings: &[String], sections: &[&str]) -> Result<Loaded> {
+    let mut loaded = parse(name, text)?;
+    apply(&mut loaded, settings, Some(sections))?;
+    check(&loaded.recipe)?;
+    Ok(loaded)
+}
+
+fn apply(loaded: &mut Loaded, settings: &[String], sections: Option<&[&str]>) -> Result<()> {
     for setting in settings {
         let Some((name, value)) = setting.split_once('=') else {
             return Err(Failure::user(
@@ -140,10 +155,17 @@ pub fn load(
             .into());
         };
         let key = find_key(name.trim(), "--set")?;
+        if let Some(sections) = sections.filter(|sections| !sections.contains(&key.section)) {
+            return Err(Failure::user(
+                "--set",
+                format!("{} belongs to the weights and cannot change here", key.name),
+                format!("keys of [{}] can", sections.join("] and [")),
+            )
+            .into());
+        }
         loaded.assign(key.name, &from_words(value.trim(), key), Source::Argument)?;
     }
-    check(&loaded.recipe)?;
-    Ok(loaded)
+    Ok(())
 }
 
 fn rename(error: anyhow::Error, what: &str) -> anyhow::Error {

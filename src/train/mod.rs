@@ -8,4 +8,4 @@ pub mod run;
 pub mod schedule;
 pub mod score;
 #[cfg(test)]
-mod toy;
+pub mod toy;

@@ -3,8 +3,7 @@
 use super::descriptor::Tile;
 use super::format::{f16_to_f32, f32_to_f16};
 use super::kernel::{self, Accumulators};
-use super::panel::{self, MAX_K, Panels, RawA};
-use super::queue::SourceA;
+use super::panel::{self, MAX_K, Panels, RawA, SourceA};
 use super::wgmma::{Mma, Output};
 use crate::exec::Row;
 use crate::program::RowId;
@@ -21,7 +20,7 @@ struct Scratch {
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
         panels: Panels::boxed(),
-        raw: Box::new(RawA { bytes: [0; 2048], mn_major: false }),
+        raw: RawA::boxed(),
         wide: Vec::new(),
     });
 }
@@ -38,7 +37,7 @@ static IDENTITY: [RowId; 128] = {
 };
 
 /// The operands of one operation.
-pub(super) struct Operands<'a> {
+pub struct Operands<'a> {
     pub a: &'a SourceA,
     pub b: Tile,
     /// D is added to.
@@ -50,7 +49,7 @@ pub(super) struct Operands<'a> {
 ///
 /// # Safety
 /// The operands were found inside `shared`; `rows` lie in each of the register files `regs`, which nothing else uses.
-pub(super) unsafe fn run(mma: &Mma, operands: &Operands, regs: [*mut Row; 4], rows: &[RowId]) {
+pub unsafe fn run(mma: &Mma, operands: &Operands, regs: [*mut Row; 4], rows: &[RowId]) {
     let shared = operands.shared;
     SCRATCH.with_borrow_mut(|s| {
         let Scratch { panels, raw, wide } = s;

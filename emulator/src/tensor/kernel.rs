@@ -289,3 +289,52 @@ unsafe fn avx2(panels: &Panels, n: usize, depth: usize, d: Accumulators, keep: b
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::Rng;
+    use crate::tensor::format::bf16_to_f32;
+
+    #[test]
+    fn all_levels_give_the_same_bits() {
+        let mut rng = Rng(5);
+        let mut panels = Panels::boxed();
+        let mut value =
+            || bf16_to_f32((0x3f00 + rng.below(0x180) as u16) ^ ((rng.below(2) as u16) << 15));
+        for v in panels.a.iter_mut() {
+            *v = value().to_bits();
+        }
+        for v in panels.b.iter_mut() {
+            *v = value().to_bits();
+        }
+        let start: Vec<Row> = (0..128)
+            .map(|_| Row(std::array::from_fn(|_| value().to_bits())))
+            .collect();
+        let rows: Vec<RowId> = (0..128).rev().collect();
+        let mut levels = vec![Level::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                levels.push(Level::Avx2);
+            }
+            if is_x86_feature_detected!("avx512f") {
+                levels.push(Level::Avx512);
+            }
+        }
+        for n in (8..=256).step_by(8) {
+            for (depth, keep) in [(16, true), (8, false), (32, true)] {
+                let mut results = levels.iter().map(|level| {
+                    let mut files = vec![start.clone(); 4];
+                    let regs = std::array::from_fn(|w| files[w].as_mut_ptr());
+                    let d = Accumulators { regs, rows: &rows };
+                    // SAFETY: 128 rows in files of 128; the levels were detected.
+                    unsafe { multiply_f32(*level, &panels, n, depth, d, keep) };
+                    files.into_iter().flatten().map(|r| r.0).collect::<Vec<_>>()
+                });
+                let first = results.next().expect("a level");
+                assert!(results.all(|r| r == first), "n {n} depth {depth}");
+            }
+        }
+    }
+}

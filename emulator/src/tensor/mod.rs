@@ -8,11 +8,12 @@
 //! * All of these are collective: every live lane of the warp executes them together ([`converged`]).
 
 pub mod descriptor;
-mod execute;
+pub mod execute;
 pub mod format;
 pub mod kernel;
 pub mod lifetime;
 mod matrix;
+mod mma;
 mod operands;
 pub mod panel;
 pub(crate) mod queue;
@@ -30,7 +31,7 @@ pub use queue::WarpgroupState;
 
 /// Lowers the instructions of this family; `Ok(false)` for all others.
 pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
-    Ok(wgmma::lower(cx, i)? || matrix::lower(cx, i)?)
+    Ok(wgmma::lower(cx, i)? || matrix::lower(cx, i)? || mma::lower(cx, i)?)
 }
 
 /// For `.sync.aligned` instructions: `Ok(true)` if all live lanes of the warp execute, `Ok(false)` if the guard excludes

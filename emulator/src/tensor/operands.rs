@@ -4,7 +4,8 @@
 //! its 16 rows of A and all of B. So an operand that one of the warps has not waited for is found too.
 
 use super::descriptor::Tile;
-use super::queue::{Entry, SourceA};
+use super::panel::SourceA;
+use super::queue::Entry;
 use super::wgmma::Mma;
 use crate::check::{At, Checker, Kind, Proxy};
 use crate::program::Program;

@@ -65,7 +65,22 @@ pub struct RawA {
     pub mn_major: bool,
 }
 
+/// Where A comes from.
+pub enum SourceA {
+    Descriptor(Tile),
+    /// Bytes of the fragments; each warp adds its rows.
+    Registers(Box<RawA>),
+}
+
 impl RawA {
+    /// No fragment stored yet.
+    pub fn boxed() -> Box<Self> {
+        Box::new(Self {
+            bytes: [0; 2048],
+            mn_major: false,
+        })
+    }
+
     /// Copies an operand out of shared memory. `tile` was found in bounds.
     pub fn gather(&mut self, tile: &Tile, shared: &[u8]) {
         self.mn_major = tile.mn_major;
@@ -172,6 +187,16 @@ pub fn unpack_a(
         unsafe { simd::a_16bit(panel, raw, format == Format::F16, negate) };
         return;
     }
+    scalar_a(panel, raw, format, along_k, negate);
+}
+
+fn scalar_a(
+    panel: &mut [u32],
+    raw: &RawA,
+    format: Format,
+    along_k: std::ops::Range<usize>,
+    negate: bool,
+) {
     for row in 0..64 {
         let bytes = raw.k_row(row);
         for (k, i) in along_k.clone().enumerate() {
@@ -199,6 +224,18 @@ pub fn unpack_b(
         unsafe { simd::b_16bit(panel, tile, shared, n, format == Format::F16, negate) };
         return;
     }
+    scalar_b(panel, tile, shared, n, format, along_k, negate);
+}
+
+fn scalar_b(
+    panel: &mut [u32],
+    tile: &Tile,
+    shared: &[u8],
+    n: usize,
+    format: Format,
+    along_k: std::ops::Range<usize>,
+    negate: bool,
+) {
     for column in 0..n {
         let mut bytes = [0; 32];
         let mut copy = |to: usize, len: usize, address: u32, offset: usize| {
@@ -367,5 +404,67 @@ mod simd {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::Rng;
+
+    /// Every bit pattern of the 16-bit formats occurs: 64 rows of 16 elements, 64 times.
+    #[test]
+    fn vector_and_scalar_unpacking_agree() {
+        let mut shared = vec![0u8; 16 * 1024];
+        let mut panels = [vec![0u32; 16 * 256], vec![0u32; 16 * 256]];
+        let mut rng = Rng(9);
+        for round in 0..64u32 {
+            let mut raw = RawA::boxed();
+            for (i, v) in raw.bytes.chunks_exact_mut(2).enumerate() {
+                v.copy_from_slice(&((round * 1024 + i as u32) as u16).to_le_bytes());
+            }
+            shared.iter_mut().for_each(|v| *v = rng.next() as u8);
+            for format in [Format::F16, Format::Bf16] {
+                for negate in [false, true] {
+                    for p in &mut panels {
+                        p.fill(1);
+                    }
+                    unpack_a(&mut panels[0], &raw, format, 0..16, negate);
+                    scalar_a(&mut panels[1], &raw, format, 0..16, negate);
+                    assert!(panels[0] == panels[1], "A {format:?}");
+                    for (mode, mn_major) in (0..4u64).flat_map(|m| [(m, false), (m, true)]) {
+                        let d = 0x40 | 8 << 16 | 64 << 32 | mode << 62;
+                        let tile = Tile::decode(d, mn_major);
+                        let n = 8 * (1 + round as usize % 8);
+                        unpack_b(&mut panels[0], &tile, &shared, n, format, 0..16, negate);
+                        scalar_b(&mut panels[1], &tile, &shared, n, format, 0..16, negate);
+                        assert!(panels[0] == panels[1], "B {format:?} {tile:?} n {n}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn operands_that_leave_shared_memory_are_found() {
+        let d = |start: u64, stride: u64| start >> 4 | (stride >> 4) << 32 | 1 << 62;
+        let bytes = 8192;
+        let last = u64::from(SHARED_BASE) + 8192;
+        assert_eq!(
+            out_of_bounds(&Tile::decode(d(0x400, 1024), false), 64, bytes),
+            None
+        );
+        assert_eq!(
+            out_of_bounds(&Tile::decode(d(0x400, 1024), false), 72, bytes),
+            Some(last as u32)
+        );
+        assert_eq!(
+            out_of_bounds(&Tile::decode(d(0, 1024), false), 8, bytes),
+            Some(0)
+        );
+        // In the last row, pieces 6 and 7 are swizzled to places 1 and 0: the operand ends 96 bytes before the tile.
+        let t = Tile::decode(d(0x400 + 96, 1024), false);
+        assert_eq!(out_of_bounds(&t, 64, bytes - 96), None);
+        assert!(out_of_bounds(&t, 64, bytes - 97).is_some());
     }
 }

@@ -15,20 +15,13 @@
 
 use super::descriptor::Tile;
 use super::execute;
-use super::panel::{RawA, out_of_bounds};
+use super::panel::{RawA, SourceA, out_of_bounds};
 use super::wgmma::Mma;
 use crate::check::{Agent, At, Checker, Fence, FindingKind, SiteRef};
 use crate::device::{Fault, Policy};
 use crate::exec::{Cta, Cx, Flow, Wait};
 use crate::program::Op;
 use std::collections::VecDeque;
-
-/// Where A comes from.
-pub(super) enum SourceA {
-    Descriptor(Tile),
-    /// Bytes of the fragments; each warp adds its rows.
-    Registers(Box<RawA>),
-}
 
 /// One operation of the warpgroup.
 pub(super) struct Entry {
@@ -179,12 +172,7 @@ unsafe fn try_issue(cx: &mut Cx, op: &Op) -> Result<Flow, Flow> {
     let position = (index - state.retired) as usize;
     if position == state.queue.len() {
         let a = if mma.a_in_registers {
-            let mut raw = state.spare.pop().unwrap_or_else(|| {
-                Box::new(RawA {
-                    bytes: [0; 2048],
-                    mn_major: false,
-                })
-            });
+            let mut raw = state.spare.pop().unwrap_or_else(RawA::boxed);
             raw.mn_major = false;
             SourceA::Registers(raw)
         } else {

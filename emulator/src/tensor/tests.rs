@@ -6,8 +6,7 @@
 use super::descriptor::Tile;
 use super::execute::{Operands, run};
 use super::format::Format;
-use super::panel::{RawA, out_of_bounds};
-use super::queue::SourceA;
+use super::panel::{RawA, SourceA, out_of_bounds};
 use super::wgmma::{Mma, Output};
 use crate::exec::{Rng, Row, SHARED_BASE};
 

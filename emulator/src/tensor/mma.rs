@@ -1,0 +1,382 @@
+//! mma.sync: products of small matrices by one warp, all operands in registers.
+//!
+//! ```text
+//! mma.sync.aligned.shape.row.col.dtype.atype.btype.ctype d, a, b, c;
+//! mma.sync.aligned.shape.row.col{.satfinite}.s32.atype.btype.s32 d, a, b, c;
+//! mma.sync.aligned.shape.row.col.s32.b1.b1.s32.{xor,and}.popc d, a, b, c;
+//! ```
+//!
+//! Fragments, with g = lane / 4 and t = lane % 4 (PTX ISA, figures of the "Matrix Fragments" sections). For all types up
+//! to 32 bits they are the same in bytes:
+//!
+//! | operand | register r holds |
+//! |---|---|
+//! | A (m16) | 4 bytes of row g + 8 (r % 2), from byte 16 (r / 2) + 4 t along K |
+//! | A (m8)  | 4 bytes of row g, from byte 4 t |
+//! | B | 4 bytes of column g, from byte 16 r + 4 t along K |
+//! | C, D | row g + 8 (i / 2), column 2 t + i % 2 for element i (f16: two elements in a register) |
+//!
+//! f64 fragments hold A element i at row g + 8 (i % 2), k = t + 4 (i / 2) (m8: row g, k = t) and B element i at k = t + 4 i,
+//! column g.
+//!
+//! Arithmetic: f32 accumulation in order of k (products of the narrow types are exact); f16 results are rounded once at
+//! the end; f64 uses fused multiply-adds in order of k.
+//!
+//! Not implemented: m8n8k4 with f16 (a form of sm_70) and mma.sp.
+
+use super::converged;
+use super::format::{Format, f16_to_f32, f32_to_f16};
+use crate::exec::{Cx, Flow};
+use crate::program::lower::{LowerCx, Result};
+use crate::program::{Class, Op, RowId};
+use crate::ptx::ast::{Instr, Operand, Ty};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Output {
+    F32,
+    F16,
+    S32,
+    F64,
+}
+
+/// What b1 operands are combined with before their bits are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bits {
+    None,
+    Xor,
+    And,
+}
+
+/// Extension record. The list of rows is D, A, B, C.
+#[derive(Debug, Clone, Copy)]
+struct Mma {
+    /// 8 or 16; N is always 8.
+    m: usize,
+    k: usize,
+    a: Format,
+    b: Format,
+    d: Output,
+    c: Output,
+    saturate: bool,
+    bits: Bits,
+    list: u32,
+}
+
+impl Mma {
+    fn a_registers(&self) -> usize {
+        match self.a {
+            Format::F64 => self.m * self.k / 32,
+            f => self.m * self.k * f.bits() as usize / 1024,
+        }
+    }
+    fn b_registers(&self) -> usize {
+        match self.b {
+            Format::F64 => self.k * 8 / 32,
+            f => 8 * self.k * f.bits() as usize / 1024,
+        }
+    }
+    fn c_registers(&self, output: Output) -> usize {
+        match output {
+            Output::F16 => self.m * 8 / 64,
+            _ => self.m * 8 / 32,
+        }
+    }
+}
+
+fn output(s: &str) -> Option<Output> {
+    Some(match s {
+        "f32" => Output::F32,
+        "f16" => Output::F16,
+        "s32" => Output::S32,
+        "f64" => Output::F64,
+        _ => return None,
+    })
+}
+
+fn exists(m: &Mma) -> bool {
+    use Format::*;
+    let (d, c) = (m.d, m.c);
+    let floats = matches!(d, Output::F32 | Output::F16) && matches!(c, Output::F32 | Output::F16);
+    let integers = d == Output::S32 && c == Output::S32;
+    match (m.a, m.b) {
+        (F16, F16) => m.m == 16 && matches!(m.k, 8 | 16) && floats,
+        (Bf16, Bf16) => m.m == 16 && matches!(m.k, 8 | 16) && d == Output::F32 && c == Output::F32,
+        (Tf32, Tf32) => m.m == 16 && matches!(m.k, 4 | 8) && d == Output::F32 && c == Output::F32,
+        (E4m3 | E5m2, E4m3 | E5m2) => m.m == 16 && matches!(m.k, 16 | 32) && floats,
+        (S8 | U8, S8 | U8) => integers && matches!((m.m, m.k), (8, 16) | (16, 16 | 32)),
+        (S4 | U4, S4 | U4) => integers && matches!((m.m, m.k), (8, 32) | (16, 32 | 64)),
+        (B1, B1) => integers && matches!((m.m, m.k), (8, 128) | (16, 128 | 256)),
+        (F64, F64) => {
+            d == Output::F64 && c == Output::F64 && matches!((m.m, m.k), (8, 4) | (16, 4 | 8 | 16))
+        }
+        _ => false,
+    }
+}
+
+pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
+    let parts: Vec<&str> = i.op.iter().map(|s| &**s).collect();
+    if parts[0] != "mma" {
+        return Ok(false);
+    }
+    let ["sync", "aligned", shape, "row", "col", ref types @ ..] = parts[1..] else {
+        return cx.unsupported(i, "only mma.sync.aligned.shape.row.col is implemented");
+    };
+    let Some((m, k)) = shape
+        .strip_prefix('m')
+        .and_then(|s| s.split_once("n8k"))
+        .and_then(|(m, k)| Some((m.parse().ok()?, k.parse().ok()?)))
+    else {
+        return cx.unsupported(i, "shape mMn8kK expected");
+    };
+    let mut types = types.to_vec();
+    let mut saturate = false;
+    types.retain(|t| {
+        saturate |= *t == "satfinite";
+        *t != "satfinite"
+    });
+    let bits = match types[..] {
+        [.., "xor", "popc"] => Bits::Xor,
+        [.., "and", "popc"] => Bits::And,
+        _ => Bits::None,
+    };
+    if bits != Bits::None {
+        types.truncate(types.len() - 2);
+    }
+    let parsed = match types[..] {
+        [d, a, b, c] => (output(d), Format::parse(a), Format::parse(b), output(c)),
+        _ => (None, None, None, None),
+    };
+    let (Some(d), Some(a), Some(b), Some(c)) = parsed else {
+        return cx.unsupported(i, "types of D, A, B and C expected");
+    };
+    let mut mma = Mma {
+        m,
+        k,
+        a,
+        b,
+        d,
+        c,
+        saturate,
+        bits,
+        list: 0,
+    };
+    if !exists(&mma)
+        || (a == Format::B1) != (bits != Bits::None)
+        || saturate && !matches!(a, Format::S8 | Format::U8 | Format::S4 | Format::U4)
+    {
+        return cx.unsupported(i, "this combination of shape and types is not implemented");
+    }
+    let [od, oa, ob, oc] = &i.operands[..] else {
+        return cx.unsupported(i, "operands d, a, b, c expected");
+    };
+    let operand_type = if a == Format::F64 { Ty::F64 } else { Ty::B32 };
+    let result_type = |o: Output| match o {
+        Output::F32 => Ty::F32,
+        Output::F64 => Ty::F64,
+        _ => Ty::B32,
+    };
+    let mut rows = cx.dst_vector(od, result_type(d))?;
+    for (o, ty, name, want) in [
+        (oa, operand_type, "A", mma.a_registers()),
+        (ob, operand_type, "B", mma.b_registers()),
+        (oc, result_type(c), "C", mma.c_registers(c)),
+    ] {
+        let list = cx.src_vector(o, ty)?;
+        if list.len() != want {
+            return cx.unsupported(i, &format!("{name} needs {want} registers"));
+        }
+        rows.extend(list);
+    }
+    let want = mma.c_registers(d);
+    if !matches!(od, Operand::Vector(v) if v.len() == want) && want != 1 {
+        return cx.unsupported(i, &format!("D needs {want} registers"));
+    }
+    mma.list = cx.list(rows);
+    let mut op = LowerCx::new_op(mma_sync, Class::Tensor);
+    op.ext = cx.ext(mma);
+    cx.emit(i, op)?;
+    Ok(true)
+}
+
+/// SAFETY of the functions below: called by the run loop with an operation of its own program; rows come from its list.
+unsafe fn mma_sync(cx: &mut Cx, op: &Op) -> Flow {
+    match converged(cx) {
+        Ok(true) => {}
+        Ok(false) => return Flow::Next,
+        Err(flow) => return flow,
+    }
+    let m: &Mma = cx.ext(op);
+    let rows = &cx.launch.program.lists[m.list as usize];
+    let (d, rest) = rows.split_at(m.c_registers(m.d));
+    let (a, rest) = rest.split_at(m.a_registers());
+    let (b, c) = rest.split_at(m.b_registers());
+    // SAFETY: see above.
+    unsafe {
+        match m.d {
+            Output::F64 => doubles(cx, m, d, a, b, c),
+            Output::S32 => integers(cx, m, d, a, b, c),
+            _ => floats(cx, m, d, a, b, c),
+        }
+    }
+    Flow::Next
+}
+
+/// Rows of up to 32 bytes along K: of A (16) and of B (8 columns).
+struct Bytes {
+    a: [[u8; 32]; 16],
+    b: [[u8; 32]; 8],
+}
+
+unsafe fn gather(cx: &Cx, m: &Mma, a: &[RowId], b: &[RowId]) -> Bytes {
+    let mut out = Bytes {
+        a: [[0; 32]; 16],
+        b: [[0; 32]; 8],
+    };
+    for (r, row) in a.iter().enumerate() {
+        // SAFETY: the caller's.
+        let lanes = unsafe { cx.row(*row) };
+        let (below, right) = if m.m == 16 { (r % 2, r / 2) } else { (0, r) };
+        for (l, v) in lanes.iter().enumerate() {
+            let at = 16 * right + 4 * (l % 4);
+            out.a[l / 4 + 8 * below][at..at + 4].copy_from_slice(&v.to_le_bytes());
+        }
+    }
+    for (r, row) in b.iter().enumerate() {
+        // SAFETY: the caller's.
+        let lanes = unsafe { cx.row(*row) };
+        for (l, v) in lanes.iter().enumerate() {
+            let at = 16 * r + 4 * (l % 4);
+            out.b[l / 4][at..at + 4].copy_from_slice(&v.to_le_bytes());
+        }
+    }
+    out
+}
+
+/// (row, column) of element `i` of lane `l` of C and D.
+fn place(l: usize, i: usize) -> (usize, usize) {
+    (l / 4 + 8 * (i / 2), 2 * (l % 4) + i % 2)
+}
+
+unsafe fn floats(cx: &mut Cx, m: &Mma, d: &[RowId], a: &[RowId], b: &[RowId], c: &[RowId]) {
+    // SAFETY: the caller's.
+    unsafe {
+        let bytes = gather(cx, m, a, b);
+        let mut sum = [[0f32; 8]; 16];
+        for i in 0..m.m / 4 {
+            for l in 0..32 {
+                let (row, column) = place(l, i);
+                sum[row][column] = match m.c {
+                    Output::F16 => f16_to_f32((cx.row(c[i / 2])[l] >> (16 * (i % 2))) as u16),
+                    _ => f32::from_bits(cx.row(c[i])[l]),
+                };
+            }
+        }
+        // B with k outermost, so that the inner loop runs over the 8 columns.
+        let mut panel = [[0f32; 8]; 32];
+        for (column, row) in bytes.b.iter().enumerate() {
+            for k in 0..m.k {
+                panel[k][column] = m.b.float(row, k);
+            }
+        }
+        for (row, sum) in bytes.a.iter().zip(&mut sum[..m.m]) {
+            for (k, b) in panel[..m.k].iter().enumerate() {
+                let v = m.a.float(row, k);
+                for (s, b) in sum.iter_mut().zip(b) {
+                    *s += v * b;
+                }
+            }
+        }
+        match m.d {
+            Output::F16 => {
+                for (r, row) in d.iter().enumerate() {
+                    let out = cx.row_mut(*row);
+                    for (l, v) in out.iter_mut().enumerate() {
+                        let (row, column) = place(l, 2 * r);
+                        let low = f32_to_f16(sum[row][column]);
+                        let high = f32_to_f16(sum[row][column + 1]);
+                        *v = u32::from(low) | u32::from(high) << 16;
+                    }
+                }
+            }
+            _ => {
+                for (i, row) in d.iter().enumerate() {
+                    let out = cx.row_mut(*row);
+                    for (l, v) in out.iter_mut().enumerate() {
+                        let (row, column) = place(l, i);
+                        *v = sum[row][column].to_bits();
+                    }
+                }
+            }
+        }
+    }
+}
+
+unsafe fn integers(cx: &mut Cx, m: &Mma, d: &[RowId], a: &[RowId], b: &[RowId], c: &[RowId]) {
+    // SAFETY: the caller's.
+    unsafe {
+        let bytes = gather(cx, m, a, b);
+        let mut results = [[0i32; 8]; 16];
+        for (a, out) in bytes.a.iter().zip(&mut results[..m.m]) {
+            for (b, out) in bytes.b.iter().zip(out) {
+                *out = if m.bits == Bits::None {
+                    (0..m.k)
+                        .map(|k| m.a.integer(a, k) * m.b.integer(b, k))
+                        .sum()
+                } else {
+                    let combine = |x: u8, y: u8| if m.bits == Bits::Xor { x ^ y } else { x & y };
+                    a.iter()
+                        .zip(b)
+                        .map(|(x, y)| combine(*x, *y).count_ones() as i32)
+                        .sum()
+                };
+            }
+        }
+        let old: [[u32; 32]; 4] =
+            std::array::from_fn(|i| c.get(i).map_or([0; 32], |row| *cx.row(*row)));
+        for (i, row) in d.iter().enumerate() {
+            let out = cx.row_mut(*row);
+            for (l, v) in out.iter_mut().enumerate() {
+                let (row, column) = place(l, i);
+                let (x, y) = (results[row][column], old[i][l] as i32);
+                *v = if m.saturate {
+                    x.saturating_add(y)
+                } else {
+                    x.wrapping_add(y)
+                } as u32;
+            }
+        }
+    }
+}
+
+unsafe fn doubles(cx: &mut Cx, m: &Mma, d: &[RowId], a: &[RowId], b: &[RowId], c: &[RowId]) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut left = [[0f64; 16]; 16];
+        let mut right = [[0f64; 16]; 8];
+        for (i, row) in a.iter().enumerate() {
+            let (below, k) = if m.m == 16 { (i % 2, i / 2) } else { (0, i) };
+            for (l, v) in cx.row64(*row).iter().enumerate() {
+                left[l / 4 + 8 * below][l % 4 + 4 * k] = f64::from_bits(*v);
+            }
+        }
+        for (i, row) in b.iter().enumerate() {
+            for (l, v) in cx.row64(*row).iter().enumerate() {
+                right[l / 4][l % 4 + 4 * i] = f64::from_bits(*v);
+            }
+        }
+        let mut results = [[0u64; 32]; 4];
+        for (i, row) in c.iter().enumerate() {
+            for (l, v) in cx.row64(*row).iter().enumerate() {
+                let (row, column) = place(l, i);
+                let mut sum = f64::from_bits(*v);
+                for k in 0..m.k {
+                    sum = left[row][k].mul_add(right[column][k], sum);
+                }
+                results[i][l] = sum.to_bits();
+            }
+        }
+        for (row, v) in d.iter().zip(&results) {
+            *cx.row64_mut(*row) = *v;
+        }
+    }
+}

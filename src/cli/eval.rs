@@ -1,0 +1,78 @@
+//! `birdie eval`: the score of an artifact.
+
+use super::{Backend, DeviceArgs};
+use crate::artifact::Artifact;
+use crate::data;
+use crate::quantize::QuantizedTensor;
+use crate::recipe;
+use crate::train::log::{Reporter, say};
+use crate::train::score::{report, score_chunked, score_sliding};
+use anyhow::Result;
+use clap::Args;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+#[derive(Args)]
+pub struct EvalArgs {
+    /// An artifact, or the folder of a run.
+    artifact: PathBuf,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Change a key of the sections [data] and [evaluation]; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+pub fn run(args: &EvalArgs, backend: Backend) -> Result<u8> {
+    let path = if args.artifact.is_dir() {
+        args.artifact.join(super::train::ARTIFACT)
+    } else {
+        args.artifact.clone()
+    };
+    let (artifact, _) = Artifact::load(&path)?;
+    let loaded = recipe::reload(
+        &artifact.recipe,
+        "stored in the artifact",
+        &args.set,
+        &["data", "evaluation"],
+    )?;
+    let recipe = &loaded.recipe;
+    let (description, validation) = data::open_validation(recipe, Path::new(""))?;
+    say(&format!("data: {description}"));
+    say(&(backend.device)(args.device.device)?);
+    let mut engine = (backend.build)(recipe)?;
+    let restored: Vec<_> = artifact
+        .tensors
+        .iter()
+        .map(QuantizedTensor::restore)
+        .collect();
+    engine.import(&restored)?;
+    let mut reporter = Reporter::console();
+    let start = Instant::now();
+    let tally = score_chunked(
+        recipe,
+        engine.as_mut(),
+        &validation.tokens,
+        &validation.bytes,
+        &mut reporter,
+    )?;
+    report(&mut reporter, "chunked", &tally, "", start)?;
+    if recipe.eval_stride > 0 {
+        let start = Instant::now();
+        let tally = score_sliding(
+            recipe,
+            engine.as_mut(),
+            &validation.tokens,
+            &validation.bytes,
+            &mut reporter,
+        )?;
+        report(
+            &mut reporter,
+            "sliding_window",
+            &tally,
+            &format!(" stride:{}", recipe.eval_stride),
+            start,
+        )?;
+    }
+    Ok(0)
+}

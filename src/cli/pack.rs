@@ -1,0 +1,75 @@
+//! `birdie pack`: an artifact from a checkpoint, perhaps quantized in another way than the run did.
+
+use super::train::{ARTIFACT, CHECKPOINT};
+use super::{Backend, DeviceArgs};
+use crate::artifact::{Artifact, write_atomically};
+use crate::checkpoint::Checkpoint;
+use crate::failure::Failure;
+use crate::quantize::{Hessians, quantize};
+use crate::recipe;
+use crate::train::averaging::{Snapshots, final_weights};
+use crate::train::log::say;
+use crate::train::score::check_support;
+use anyhow::Result;
+use clap::Args;
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub struct PackArgs {
+    /// Folder of a run.
+    run: PathBuf,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// The artifact to write; default model.birdie in the run's folder.
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Change a key of the sections [artifact] and [averaging]; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Replace an existing artifact.
+    #[arg(long)]
+    overwrite: bool,
+}
+
+pub fn run(args: &PackArgs, backend: Backend) -> Result<u8> {
+    let out = args.out.clone().unwrap_or_else(|| args.run.join(ARTIFACT));
+    if out.exists() && !args.overwrite {
+        return Err(Failure::user(
+            format!("artifact {}", out.display()),
+            "it exists",
+            "--overwrite replaces it, --out names another file",
+        )
+        .into());
+    }
+    let checkpoint = Checkpoint::load(&args.run.join(CHECKPOINT))?;
+    let loaded = recipe::reload(
+        &checkpoint.recipe,
+        "stored in the checkpoint",
+        &args.set,
+        &["artifact", "averaging"],
+    )?;
+    check_support(&loaded.recipe)?;
+    say(&(backend.device)(args.device.device)?);
+    let mut engine = (backend.build)(&loaded.recipe)?;
+    let (snapshots, state) =
+        Snapshots::split_state(checkpoint.progress.snapshots, checkpoint.tensors);
+    engine.load_state(&state)?;
+    let (weights, which) = final_weights(&loaded.recipe, engine.as_mut(), &snapshots)?;
+    let tensors = quantize(&loaded.recipe, &weights, &Hessians::new(), &mut |_| {})?;
+    let artifact = Artifact {
+        recipe: loaded.print_config(),
+        tensors,
+    };
+    let file = artifact.encode(&loaded.recipe)?;
+    write_atomically(&out, &file)?;
+    say(&format!(
+        "{} weights after step {}",
+        which, checkpoint.progress.step
+    ));
+    say(&format!(
+        "artifact {}: {}",
+        out.display(),
+        Artifact::budget(&loaded.recipe, file.len())
+    ));
+    Ok(0)
+}

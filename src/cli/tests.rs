@@ -1,0 +1,220 @@
+//! Whole commands over a tiny model on the host.
+
+use super::*;
+use crate::artifact::Artifact;
+use crate::train::toy::Toy;
+use std::path::Path;
+
+fn toy() -> Backend {
+    Backend {
+        device: |_| Ok("device: toy".into()),
+        build: |recipe| Ok(Box::new(Toy::new(recipe.vocab_size))),
+        plan: |recipe, tensors| Ok(format!("plan of {} {tensors}", recipe.name)),
+    }
+}
+
+/// Runs a command; the error as the user reads it.
+fn birdie(arguments: &[&str]) -> Result<u8, String> {
+    let cli = Cli::try_parse_from(std::iter::once("birdie").chain(arguments.iter().copied()))
+        .map_err(|e| wrong_arguments(&e).to_string())?;
+    execute(cli, toy()).map_err(|error| describe(&error).0)
+}
+
+const SMALL: &[&str] = &[
+    "--set",
+    "iterations=6",
+    "--set",
+    "val_tokens_limit=512",
+    "--set",
+    "matrix_lr=5",
+    "--set",
+    "warmdown_iters=3",
+    "--set",
+    "checkpoint_every=4",
+    "--set",
+    "passthrough_numel=16",
+];
+
+fn train(out: &Path, more: &[&str]) -> Result<u8, String> {
+    let out = out.to_str().unwrap();
+    birdie(&[&["train", "--out", out], SMALL, more].concat())
+}
+
+fn log(run: &Path) -> String {
+    std::fs::read_to_string(run.join("log.txt")).unwrap()
+}
+
+#[test]
+fn train_writes_a_run_that_can_be_inspected_packed_and_scored() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    assert_eq!(train(&run, &[]), Ok(0));
+    let text = log(&run);
+    for part in [
+        "recipe: demo",
+        "step:6/6 train_loss:",
+        "step:6/6 val_loss:",
+        "final_int6_roundtrip_exact val_loss:",
+        "final_int6_sliding_window_exact val_loss:",
+        "order 1",
+        "xz -9",
+        "phases",
+        "Total submission size int6+lzma:",
+    ] {
+        assert!(text.contains(part), "{part} in\n{text}");
+    }
+    for file in [
+        "checkpoint.birdie",
+        "model.birdie",
+        "metrics.jsonl",
+        "loss.svg",
+        "recipe.toml",
+    ] {
+        assert!(run.join(file).exists(), "{file}");
+    }
+    let run_text = run.to_str().unwrap();
+    assert_eq!(birdie(&["inspect", run_text]), Ok(0));
+    assert_eq!(
+        birdie(&["inspect", run.join("checkpoint.birdie").to_str().unwrap()]),
+        Ok(0)
+    );
+    assert_eq!(birdie(&["eval", run_text]), Ok(0));
+    assert!(
+        birdie(&["eval", run_text, "--set", "num_layers=2"])
+            .unwrap_err()
+            .contains("belongs to the weights")
+    );
+
+    let error = birdie(&["pack", run_text]).unwrap_err();
+    assert!(
+        error.contains("it exists") && error.contains("--overwrite"),
+        "{error}"
+    );
+    let other = folder.path().join("int5.birdie");
+    assert_eq!(
+        birdie(&[
+            "pack",
+            run_text,
+            "--out",
+            other.to_str().unwrap(),
+            "--set",
+            "quant_bits=5"
+        ]),
+        Ok(0)
+    );
+    let (artifact, _) = Artifact::load(&other).unwrap();
+    assert_eq!(artifact.parse_recipe().unwrap().quant_bits, 5);
+
+    // Packing the finished run again gives the same file.
+    let first = std::fs::read(run.join("model.birdie")).unwrap();
+    let again = folder.path().join("again.birdie");
+    assert_eq!(
+        birdie(&["pack", run_text, "--out", again.to_str().unwrap()]),
+        Ok(0)
+    );
+    let again = Artifact::load(&again).unwrap().0;
+    assert_eq!(again.tensors, Artifact::decode(&first).unwrap().0.tensors);
+}
+
+#[test]
+fn a_second_run_into_the_same_folder_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(train(folder.path(), &[]), Ok(0));
+    let before = std::fs::read(folder.path().join("model.birdie")).unwrap();
+    let error = train(folder.path(), &[]).unwrap_err();
+    assert!(
+        error.contains("already holds a run") && error.contains("hint: --resume"),
+        "{error}"
+    );
+    assert_eq!(
+        std::fs::read(folder.path().join("model.birdie")).unwrap(),
+        before,
+        "nothing was overwritten"
+    );
+    assert_eq!(train(folder.path(), &["--overwrite"]), Ok(0));
+    assert_eq!(log(folder.path()).matches("step:6/6 train_loss").count(), 1);
+}
+
+#[test]
+fn resume_continues_and_refuses_what_is_foreign() {
+    let folder = tempfile::tempdir().unwrap();
+    let (part, whole) = (folder.path().join("part"), folder.path().join("whole"));
+    assert_eq!(train(&part, &["--set", "warmdown_iters=0"]), Ok(0));
+    let error = train(
+        &part,
+        &["--resume", "--set", "warmdown_iters=0", "--set", "seed=5"],
+    )
+    .unwrap_err();
+    assert!(
+        error.contains("seed = 1337") && error.contains("--set seed=1337"),
+        "{error}"
+    );
+    assert_eq!(
+        train(
+            &part,
+            &[
+                "--resume",
+                "--set",
+                "warmdown_iters=0",
+                "--set",
+                "iterations=9"
+            ]
+        ),
+        Ok(0)
+    );
+    assert_eq!(
+        train(
+            &whole,
+            &["--set", "warmdown_iters=0", "--set", "iterations=9"]
+        ),
+        Ok(0)
+    );
+    let weights = |run: &Path| Artifact::load(&run.join("model.birdie")).unwrap().0.tensors;
+    assert_eq!(weights(&part), weights(&whole));
+    let metrics = std::fs::read_to_string(part.join("metrics.jsonl")).unwrap();
+    assert_eq!(metrics.matches("\"event\":\"step\"").count(), 9);
+
+    std::fs::write(part.join("checkpoint.birdie"), "not a checkpoint of ours").unwrap();
+    let error = train(&part, &["--resume", "--set", "warmdown_iters=0"]).unwrap_err();
+    assert!(error.contains("not a birdie checkpoint"), "{error}");
+    let error = train(&folder.path().join("none"), &["--resume"]).unwrap_err();
+    assert!(error.contains("No such file"), "{error}");
+}
+
+#[test]
+fn a_model_that_diverges_ends_with_code_four() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = Backend {
+        build: |recipe| {
+            let mut toy = Toy::new(recipe.vocab_size);
+            toy.poison = Some(3);
+            Ok(Box::new(toy))
+        },
+        ..toy()
+    };
+    let out = folder.path().to_str().unwrap();
+    let cli = Cli::try_parse_from([&["birdie", "train", "--out", out], SMALL].concat()).unwrap();
+    let (text, code) = describe(&execute(cli, backend).unwrap_err());
+    assert_eq!(code, 4);
+    assert!(
+        text.starts_with("birdie: step 3: ") && text.contains("\nhint: "),
+        "{text}"
+    );
+}
+
+#[test]
+fn printing_needs_no_device() {
+    assert_eq!(birdie(&["train", "--print-config"]), Ok(0));
+    assert_eq!(birdie(&["train", "--dry-run", "--tensors"]), Ok(0));
+    assert_eq!(birdie(&["recipe"]), Ok(0));
+    assert_eq!(birdie(&["recipe", "--reference"]), Ok(0));
+}
+
+#[test]
+fn recipes_the_engine_cannot_serve_are_refused_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let error = train(&out, &["--set", "quantizer=gptq"]).unwrap_err();
+    assert!(error.contains("Hessians"), "{error}");
+    assert!(!out.exists());
+}

@@ -1,0 +1,202 @@
+//! Transcripts of common mistakes: one line `birdie: what: why`, one line `hint: …`, exit code 2, nothing written.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn birdie(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_birdie"));
+    command
+        .current_dir(folder)
+        .args(arguments)
+        .env_clear()
+        .envs(environment.iter().copied());
+    command.output().expect("birdie runs")
+}
+
+/// Runs and expects a user's error; returns the text.
+fn mistake(folder: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> String {
+    let output = birdie(folder, arguments, environment);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    assert!(
+        lines[0].starts_with("birdie: ") && lines[1].starts_with("hint: "),
+        "{text}"
+    );
+    text
+}
+
+#[test]
+fn wrong_arguments() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    for (arguments, part) in [
+        (&["frobnicate"][..], "frobnicate"),
+        (&[][..], "subcommand"),
+        (&["train", "--bogus"], "--bogus"),
+        (&["train", "--device", "tpu"], "use auto, cuda or emu"),
+        (&["train", "--resume", "--overwrite"], "cannot be used with"),
+        (&["train", "--set", "iterations"], "key=value"),
+        (
+            &["train", "--set", "iteration=3"],
+            "did you mean `iterations`?",
+        ),
+        (&["train", "--set", "iterations=-3"], "is not integer >= 0"),
+        (
+            &["train", "--set", "compressor=gzip"],
+            "is not one of `lzma` `zstd`",
+        ),
+        (&["train", "--set", "xsa_last_n=99"], "xsa_last_n = 99 of"),
+        (
+            &["train", "missing.toml"],
+            "recipe missing.toml: No such file",
+        ),
+        (
+            &["train", "--set", "data_path=missing.txt"],
+            "data missing.txt: No such file",
+        ),
+        (&["train", "--resume", "--out", "nowhere"], "No such file"),
+        (
+            &["inspect", "missing.birdie"],
+            "artifact missing.birdie: No such file",
+        ),
+        (
+            &["eval", "missing.birdie"],
+            "artifact missing.birdie: No such file",
+        ),
+        (
+            &["pack", "missing"],
+            "checkpoint missing/checkpoint.birdie: No such file",
+        ),
+    ] {
+        let text = mistake(here, arguments, &[]);
+        assert!(text.contains(part), "{arguments:?}: {text}");
+    }
+    assert_eq!(
+        std::fs::read_dir(here).unwrap().count(),
+        0,
+        "nothing was written"
+    );
+}
+
+#[test]
+fn wrong_recipe_files() {
+    let folder = tempfile::tempdir().unwrap();
+    for (text, part) in [
+        ("nun_layers = 3\n", "did you mean `num_layers`?"),
+        ("[modell]\n", "unknown section [modell]"),
+        ("[model]\nnum_layers = = 3\n", "line 2"),
+        ("[model]\nnum_layers = \"three\"\n", "is not integer"),
+        ("[model]\nve_layers = [44]\n", "ve_layers names layer 44"),
+    ] {
+        std::fs::write(folder.path().join("r.toml"), text).unwrap();
+        let text = mistake(folder.path(), &["train", "r.toml"], &[]);
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn wrong_environment() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = mistake(folder.path(), &["train"], &[("ITERATIONS", "many")]);
+    assert!(
+        text.starts_with("birdie: environment variable ITERATIONS: "),
+        "{text}"
+    );
+}
+
+#[test]
+fn wrong_shards() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fineweb_1024_bpe.model");
+    std::fs::copy(model, folder.path().join("m.model")).unwrap();
+    let shards = folder.path().join("shards");
+    std::fs::create_dir(&shards).unwrap();
+    let arguments = [
+        "train",
+        "--set",
+        "data_path=shards",
+        "--set",
+        "tokenizer_path=m.model",
+        "--set",
+        "vocab_size=1024",
+    ];
+    assert!(mistake(folder.path(), &arguments, &[]).contains("no file named fineweb_train_"));
+    let tokens: Vec<u16> = (0..5000).map(|i| i % 1024).collect();
+    for split in ["train", "val"] {
+        birdie::data::shard::write(&shards.join(format!("fineweb_{split}_000000.bin")), &tokens)
+            .unwrap();
+    }
+    let path = shards.join("fineweb_train_000000.bin");
+    let good = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &good[..good.len() - 100]).unwrap();
+    let text = mistake(folder.path(), &arguments, &[]);
+    assert!(
+        text.contains("shard shards/fineweb_train_000000.bin: truncated"),
+        "{text}"
+    );
+    std::fs::write(&path, &good).unwrap();
+    let text = mistake(folder.path(), &["train", "--set", "data_path=shards"], &[]);
+    assert!(
+        text.contains("shards hold tokens of a SentencePiece model"),
+        "{text}"
+    );
+    let text = mistake(folder.path(), &arguments[..5], &[]);
+    assert!(
+        text.contains("it has 1024 ids, but the recipe's vocab_size is 256"),
+        "{text}"
+    );
+}
+
+#[test]
+fn damaged_artifacts_and_checkpoints() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, bytes, part) in [
+        (
+            "text.birdie",
+            &b"this is a text, not an artifact at all"[..],
+            "not a birdie artifact",
+        ),
+        ("short.birdie", b"birdie", "shorter than a header"),
+        (
+            "check.birdie",
+            b"birdckpt but then nothing of use",
+            "format version",
+        ),
+    ] {
+        std::fs::write(folder.path().join(name), bytes).unwrap();
+        let text = mistake(folder.path(), &["inspect", name], &[]);
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn an_output_folder_that_cannot_be_made() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("file"), "in the way").unwrap();
+    let text = mistake(folder.path(), &["train", "--out", "file/run"], &[]);
+    assert!(text.contains("folder file/run: Not a directory"), "{text}");
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [&["--help"][..], &["--version"], &["train", "--help"]] {
+        let output = birdie(folder.path(), arguments, &[]);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(!output.stdout.is_empty() && output.stderr.is_empty());
+    }
+}
+
+#[test]
+fn the_reference_of_keys_is_current() {
+    let committed =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/recipe.md"))
+            .unwrap();
+    assert_eq!(
+        committed,
+        birdie::recipe::reference_markdown(),
+        "run: birdie recipe --reference > docs/recipe.md"
+    );
+}
