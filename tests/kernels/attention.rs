@@ -1,0 +1,211 @@
+//! `attention_forward` and `attention_backward`.
+
+use birdie::kernels::attention_forward::AttentionShape;
+
+use crate::device::Gpu;
+use crate::numbers::{Random, assert_close, bf16, distance};
+
+const D: usize = 64;
+
+struct Reference {
+    out: Vec<f64>,
+    /// log2-sum-exp2, `[B, H, Tp]`.
+    lse: Vec<f64>,
+    delta: Vec<f64>,
+    dqkv: Vec<f64>,
+}
+
+/// Attention and its gradient in f64, one query at a time.
+fn reference(shape: AttentionShape, qkv: &[f64], dout: &[f64]) -> Reference {
+    let (tokens, heads, kv_heads) = (
+        shape.tokens as usize,
+        shape.heads() as usize,
+        shape.kv_heads as usize,
+    );
+    let (columns, padded) = (shape.columns() as usize, shape.padded_tokens() as usize);
+    let rows = shape.sequences as usize * tokens;
+    let mut r = Reference {
+        out: vec![0.0; rows * heads * D],
+        lse: vec![f64::INFINITY; shape.statistics() as usize],
+        delta: vec![0.0; shape.statistics() as usize],
+        dqkv: vec![0.0; rows * columns],
+    };
+    for b in 0..shape.sequences as usize {
+        for h in 0..heads {
+            let (key_column, value_column) = ((heads + h / 2) * D, (heads + kv_heads + h / 2) * D);
+            for t in 0..tokens {
+                let row = b * tokens + t;
+                let query: Vec<f64> = qkv[row * columns + h * D..][..D].to_vec();
+                let scores: Vec<f64> = (0..=t)
+                    .map(|s| {
+                        let key = &qkv[(b * tokens + s) * columns + key_column..][..D];
+                        query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>() / 8.0
+                    })
+                    .collect();
+                let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = scores.iter().map(|s| (s - largest).exp()).sum();
+                let statistics = (b * heads + h) * padded + t;
+                r.lse[statistics] = (largest + sum.ln()) / std::f64::consts::LN_2;
+                let p: Vec<f64> = scores.iter().map(|s| (s - largest).exp() / sum).collect();
+                let g = &dout[(row * heads + h) * D..][..D];
+                for (s, p) in p.iter().enumerate() {
+                    for i in 0..D {
+                        r.out[(row * heads + h) * D + i] +=
+                            p * qkv[(b * tokens + s) * columns + value_column + i];
+                    }
+                }
+                let delta: f64 = (0..D)
+                    .map(|i| g[i] * r.out[(row * heads + h) * D + i])
+                    .sum();
+                r.delta[statistics] = delta;
+                for (s, p) in p.iter().enumerate() {
+                    let other = (b * tokens + s) * columns;
+                    let dp: f64 = (0..D).map(|i| g[i] * qkv[other + value_column + i]).sum();
+                    let ds = p * (dp - delta) / 8.0;
+                    for i in 0..D {
+                        r.dqkv[other + value_column + i] += p * g[i];
+                        r.dqkv[other + key_column + i] += ds * query[i];
+                        r.dqkv[row * columns + h * D + i] += ds * qkv[other + key_column + i];
+                    }
+                }
+            }
+        }
+    }
+    r
+}
+
+fn shape(sequences: u64, tokens: u64, kv_heads: u64) -> AttentionShape {
+    AttentionShape {
+        sequences,
+        tokens,
+        kv_heads,
+    }
+}
+
+/// The smallest, one below and one above a tile, odd, several blocks of keys, several heads and sequences.
+const SHAPES: [(u64, u64, u64); 7] = [
+    (1, 1, 1),
+    (1, 63, 1),
+    (1, 65, 1),
+    (2, 128, 1),
+    (1, 200, 2),
+    (3, 131, 1),
+    (1, 384, 1),
+];
+
+#[test]
+fn forward_and_backward() {
+    let gpu = Gpu::new();
+    for (i, (sequences, tokens, kv_heads)) in SHAPES.into_iter().enumerate() {
+        let shape = shape(sequences, tokens, kv_heads);
+        let rows = sequences * tokens;
+        let width = shape.heads() * D as u64;
+        let mut random = Random::new(100 + i as u64);
+        let qkv = random.bf16(rows * shape.columns(), 1.5);
+        let dout = random.bf16(rows * width, 1.0);
+        let want = reference(shape, &qkv, &dout);
+
+        let (qkv_d, dout_d) = (gpu.bf16(&qkv), gpu.bf16(&dout));
+        let (out, lse) = (
+            gpu.poison(2 * rows * width),
+            gpu.poison(4 * shape.statistics()),
+        );
+        gpu.kernels
+            .attention_forward(&gpu.stream, shape, qkv_d.ptr(), out.ptr(), lse.ptr())
+            .unwrap();
+        gpu.wait();
+        assert_close(
+            &format!("out {shape:?}"),
+            &out.read_bf16(),
+            &want.out,
+            0.01,
+            0.02,
+        );
+        assert_close(
+            &format!("lse {shape:?}"),
+            &lse.read_f32(),
+            &want.lse,
+            1e-4,
+            1e-4,
+        );
+
+        let delta = gpu.f32(&want.delta);
+        let dqkv = gpu.poison(2 * rows * shape.columns());
+        gpu.kernels
+            .attention_backward(
+                &gpu.stream,
+                shape,
+                qkv_d.ptr(),
+                dout_d.ptr(),
+                lse.ptr(),
+                delta.ptr(),
+                dqkv.ptr(),
+            )
+            .unwrap();
+        gpu.wait();
+        let got = dqkv.read_bf16();
+        let (heads, kv) = (shape.heads() as usize, shape.kv_heads as usize);
+        for (name, range) in [
+            ("dq", 0..heads * D),
+            ("dk", heads * D..(heads + kv) * D),
+            ("dv", (heads + kv) * D..(heads + 2 * kv) * D),
+        ] {
+            let part = |x: &[f64]| -> Vec<f64> {
+                x.chunks_exact(shape.columns() as usize)
+                    .flat_map(|row| row[range.clone()].to_vec())
+                    .collect()
+            };
+            let (got, want) = (part(&got), part(&want.dqkv));
+            // A query that sees one key only has no gradient: compare with the scale of the inputs.
+            let error = distance(&got, &want);
+            assert!(
+                error < 0.01 || (tokens == 1 && name != "dv"),
+                "{name} {shape:?}: distance {error}"
+            );
+            assert_close(&format!("{name} {shape:?}"), &got, &want, 0.02, 0.06);
+        }
+    }
+}
+
+#[test]
+fn rows_do_not_depend_on_later_tokens() {
+    let gpu = Gpu::new();
+    let (long, short) = (shape(1, 150, 1), shape(1, 90, 1));
+    let qkv = Random::new(7).bf16(150 * long.columns(), 1.0);
+    let run = |shape: AttentionShape| {
+        let rows = shape.tokens;
+        let qkv = gpu.bf16(&qkv[..(rows * shape.columns()) as usize]);
+        let (out, lse) = (
+            gpu.poison(2 * rows * 128),
+            gpu.poison(4 * shape.statistics()),
+        );
+        gpu.kernels
+            .attention_forward(&gpu.stream, shape, qkv.ptr(), out.ptr(), lse.ptr())
+            .unwrap();
+        gpu.wait();
+        out.read_bf16()
+    };
+    let (long, short) = (run(long), run(short));
+    // Different tiles may round differently; the values are the same.
+    assert_close("shared rows", &long[..short.len()], &short, 0.01, 0.01);
+}
+
+#[test]
+fn large_scores_do_not_overflow() {
+    let gpu = Gpu::new();
+    let shape = shape(1, 70, 1);
+    let qkv: Vec<f64> = Random::new(8).bf16(70 * shape.columns(), 30.0);
+    let dout = vec![1.0; 70 * 128];
+    let want = reference(shape, &qkv, &dout);
+    let (qkv, out, lse) = (
+        gpu.bf16(&qkv),
+        gpu.poison(2 * 70 * 128),
+        gpu.poison(4 * shape.statistics()),
+    );
+    gpu.kernels
+        .attention_forward(&gpu.stream, shape, qkv.ptr(), out.ptr(), lse.ptr())
+        .unwrap();
+    gpu.wait();
+    let rounded: Vec<f64> = want.out.iter().map(|&x| bf16(x)).collect();
+    assert!(distance(&out.read_bf16(), &rounded) < 0.01);
+}

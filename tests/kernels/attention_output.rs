@@ -1,0 +1,178 @@
+use birdie::kernels::attention_forward::AttentionShape;
+use birdie::kernels::attention_output::{
+    AttentionOutput, AttentionOutputGradients, Gate, attention_output_partials,
+};
+
+use crate::device::Gpu;
+use crate::numbers::{Random, assert_bf16, assert_close, assert_f32, sigmoid};
+
+const D: usize = 64;
+
+/// XSA and gate of one head of one token. `dout` gives gradients: (out, dy, dv, dlogit).
+fn head(
+    y: &[f64],
+    v: &[f64],
+    dout: &[f64],
+    xsa: bool,
+    gate: Option<f64>,
+) -> (Vec<f64>, Vec<f64>, Vec<f64>, f64) {
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let norm = dot(v, v).sqrt().max(1e-12);
+    let unit: Vec<f64> = v.iter().map(|v| v / norm).collect();
+    let along = if xsa { dot(y, &unit) } else { 0.0 };
+    let cleared: Vec<f64> = y.iter().zip(&unit).map(|(y, u)| y - along * u).collect();
+    let s = gate.map_or(1.0, sigmoid);
+    let dlogit = dot(dout, &cleared) * s * (1.0 - s);
+    let g: Vec<f64> = dout.iter().map(|g| g * s).collect();
+    if !xsa {
+        return (
+            cleared.iter().map(|x| x * s).collect(),
+            g,
+            vec![0.0; D],
+            dlogit,
+        );
+    }
+    let e = dot(&g, &unit);
+    let dy: Vec<f64> = g.iter().zip(&unit).map(|(g, u)| g - e * u).collect();
+    let dunit: Vec<f64> = g.iter().zip(y).map(|(g, y)| -(along * g + e * y)).collect();
+    let radial = dot(&dunit, &unit);
+    let dv = dunit
+        .iter()
+        .zip(&unit)
+        .map(|(d, u)| (d - radial * u) / norm)
+        .collect();
+    (cleared.iter().map(|x| x * s).collect(), dy, dv, dlogit)
+}
+
+#[test]
+fn xsa_and_gate_both_ways() {
+    let gpu = Gpu::new();
+    for (i, (sequences, tokens, kv_heads, xsa, gated)) in [
+        (1, 1, 1, true, true),
+        (2, 65, 1, false, false),
+        (2, 65, 1, true, false),
+        (1, 70, 2, false, true),
+        (1, 40, 4, true, true),
+        (1, 33, 8, true, true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let what = format!("{sequences} x {tokens}, KV {kv_heads}, xsa {xsa}, gate {gated}");
+        let shape = AttentionShape {
+            sequences,
+            tokens,
+            kv_heads,
+        };
+        let (heads, kv, columns) = (
+            shape.heads() as usize,
+            kv_heads as usize,
+            shape.columns() as usize,
+        );
+        let rows = (sequences * tokens) as usize;
+        let stride = columns + 16;
+        let mut random = Random::new(200 + i as u64);
+        let y = random.bf16((rows * heads * D) as u64, 1.0);
+        let qkv_in = random.bf16((rows * columns) as u64, 1.0);
+        let raw = random.bf16((rows * stride) as u64, 1.0);
+        let bias = random.f32(heads as u64, 1.0);
+        let dout = random.bf16((rows * heads * D) as u64, 1.0);
+
+        let (y_d, in_d, raw_d) = (gpu.bf16(&y), gpu.bf16(&qkv_in), gpu.bf16(&raw));
+        let (bias_d, dout_d) = (gpu.f32(&bias), gpu.bf16(&dout));
+        let operands = AttentionOutput {
+            shape,
+            y: y_d.ptr(),
+            qkv_in: in_d.ptr(),
+            gate: gated.then(|| Gate {
+                qkv: raw_d.ptr(),
+                stride: stride as u64,
+                bias: bias_d.ptr(),
+            }),
+            xsa,
+        };
+        let out = gpu.poison(2 * y.len() as u64);
+        gpu.kernels
+            .attention_output_forward(&gpu.stream, &operands, out.ptr())
+            .unwrap();
+
+        let dy = gpu.poison(2 * y.len() as u64);
+        let delta = gpu.poison(4 * shape.statistics());
+        let dv = gpu.poison((2 * rows * kv * D) as u64);
+        let dqkv = gpu.poison((2 * rows * stride) as u64);
+        let grid = u64::from(attention_output_partials(shape));
+        let partial = gpu.poison(4 * grid * heads as u64);
+        let plain = !xsa && !gated;
+        gpu.kernels
+            .attention_output_backward(
+                &gpu.stream,
+                &operands,
+                &AttentionOutputGradients {
+                    dout: dout_d.ptr(),
+                    dy: (!plain).then(|| dy.ptr()),
+                    delta: delta.ptr(),
+                    dv_extra: xsa.then(|| dv.ptr()),
+                    dqkv: gated.then(|| dqkv.ptr()),
+                    partial: gated.then(|| partial.ptr()),
+                },
+            )
+            .unwrap();
+        gpu.wait();
+
+        let padded = shape.padded_tokens() as usize;
+        let (mut want_out, mut want_dy) = (vec![], vec![]);
+        let mut want_dv = vec![0.0; rows * kv * D];
+        let mut want_delta = vec![0.0; shape.statistics() as usize];
+        let (mut want_logits, mut want_bias) = (vec![0.0; rows * 16], vec![0.0; heads]);
+        for row in 0..rows {
+            for h in 0..heads {
+                let place = (row * heads + h) * D;
+                let v = &qkv_in[row * columns + (heads + kv + h / 2) * D..][..D];
+                let logit = gated.then(|| raw[row * stride + columns + h] + bias[h]);
+                let (o, d, dv, dlogit) = head(&y[place..][..D], v, &dout[place..][..D], xsa, logit);
+                let (b, t) = (row / tokens as usize, row % tokens as usize);
+                want_delta[(b * heads + h) * padded + t] =
+                    d.iter().zip(&y[place..]).map(|(d, y)| d * y).sum();
+                want_out.extend(o);
+                want_dy.extend(d);
+                for i in 0..D {
+                    want_dv[(row * kv + h / 2) * D + i] += dv[i];
+                }
+                want_logits[row * 16 + h] = dlogit;
+                want_bias[h] += dlogit;
+            }
+        }
+        assert_bf16(&format!("out, {what}"), &out.read_bf16(), &want_out, 1.0);
+        assert_f32(
+            &format!("delta, {what}"),
+            &delta.read_f32(),
+            &want_delta,
+            8.0,
+        );
+        if !plain {
+            assert_bf16(&format!("dy, {what}"), &dy.read_bf16(), &want_dy, 1.0);
+        }
+        if xsa {
+            assert_bf16(&format!("dv, {what}"), &dv.read_bf16(), &want_dv, 2.0);
+        }
+        if gated {
+            let got: Vec<f64> = dqkv
+                .read_bf16()
+                .chunks_exact(stride)
+                .flat_map(|row| row[columns..].to_vec())
+                .collect();
+            assert_close(
+                &format!("dlogits, {what}"),
+                &got,
+                &want_logits,
+                0.006,
+                0.004,
+            );
+            let sums = partial.read_f32();
+            let got: Vec<f64> = (0..heads)
+                .map(|h| sums.iter().skip(h).step_by(heads).sum())
+                .collect();
+            assert_f32(&format!("dbias, {what}"), &got, &want_bias, 10.0);
+        }
+    }
+}

@@ -1,0 +1,369 @@
+use birdie::kernels::Matrix;
+use birdie::kernels::gemm::{Orientation, SplitReduce};
+
+use crate::device::Gpu;
+use crate::numbers::{Random, assert_bf16, assert_close, assert_f32, bf16};
+
+/// D of one batch after the other, in f64.
+fn product(
+    orientation: Orientation,
+    a: &[f64],
+    b: &[f64],
+    [batches, m, n, k]: [u64; 4],
+) -> Vec<f64> {
+    let [m, n, k] = [m as usize, n as usize, k as usize];
+    let mut d = Vec::with_capacity(batches as usize * m * n);
+    for batch in 0..batches as usize {
+        let (a, b) = (&a[batch * m * k..][..m * k], &b[batch * n * k..][..n * k]);
+        let mut out = vec![0.0; m * n];
+        for i in 0..m {
+            for l in 0..k {
+                let x = match orientation {
+                    Orientation::Nt | Orientation::Nn => a[i * k + l],
+                    Orientation::Tn => a[l * m + i],
+                };
+                for j in 0..n {
+                    let y = match orientation {
+                        Orientation::Nt => b[j * k + l],
+                        Orientation::Nn | Orientation::Tn => b[l * n + j],
+                    };
+                    out[i * n + j] += x * y;
+                }
+            }
+        }
+        d.extend(out);
+    }
+    d
+}
+
+/// Random operands and their device matrices for a shape.
+struct Case {
+    orientation: Orientation,
+    shape: [u64; 4],
+    a: Vec<f64>,
+    b: Vec<f64>,
+}
+
+impl Case {
+    fn new(seed: u64, orientation: Orientation, shape: [u64; 4]) -> Self {
+        let [batches, m, n, k] = shape;
+        let mut random = Random::new(seed);
+        let scale = (k as f64).powf(-0.25); // D has standard deviation 1
+        Self {
+            orientation,
+            shape,
+            a: random.bf16(batches * m * k, scale),
+            b: random.bf16(batches * n * k, scale),
+        }
+    }
+
+    fn want(&self) -> Vec<f64> {
+        product(self.orientation, &self.a, &self.b, self.shape)
+    }
+
+    fn matrices(&self, a: &crate::device::Buffer, b: &crate::device::Buffer) -> (Matrix, Matrix) {
+        let [batches, m, n, k] = self.shape;
+        let (a, b) = (a.ptr(), b.ptr());
+        match self.orientation {
+            Orientation::Nt => (
+                Matrix::batch(a, batches, m, k),
+                Matrix::batch(b, batches, n, k),
+            ),
+            Orientation::Nn => (
+                Matrix::batch(a, batches, m, k),
+                Matrix::batch(b, batches, k, n),
+            ),
+            Orientation::Tn => (
+                Matrix::batch(a, batches, k, m),
+                Matrix::batch(b, batches, k, n),
+            ),
+        }
+    }
+}
+
+/// batches, m, n, k: the smallest, edges in every direction, more k-blocks than stages, several tiles per CTA, batches.
+const SHAPES: [[u64; 4]; 6] = [
+    [1, 64, 64, 64],
+    [1, 128, 128, 128],
+    [1, 200, 144, 80],
+    [1, 72, 16, 400],
+    [1, 640, 384, 64],
+    [3, 136, 136, 72],
+];
+
+#[test]
+fn bf16_products() {
+    let gpu = Gpu::new();
+    for orientation in [Orientation::Nt, Orientation::Nn, Orientation::Tn] {
+        for (i, shape) in SHAPES.into_iter().enumerate() {
+            let case = Case::new(i as u64, orientation, shape);
+            let (a, b) = (gpu.bf16(&case.a), gpu.bf16(&case.b));
+            let [batches, m, n, _] = shape;
+            let out = gpu.poison(2 * batches * m * n);
+            let (left, right) = case.matrices(&a, &b);
+            let work = gpu
+                .kernels
+                .gemm(
+                    &gpu.stream,
+                    orientation,
+                    left,
+                    right,
+                    Matrix::batch(out.ptr(), batches, m, n),
+                )
+                .unwrap();
+            assert_eq!(work.flops, 2 * shape.iter().product::<u64>());
+            gpu.wait();
+            assert_bf16(
+                &format!("{orientation:?} {shape:?}"),
+                &out.read_bf16(),
+                &case.want(),
+                1.0,
+            );
+        }
+    }
+}
+
+#[test]
+fn add_epilogue() {
+    let gpu = Gpu::new();
+    for orientation in [Orientation::Nt, Orientation::Nn] {
+        for (i, shape) in SHAPES.into_iter().enumerate() {
+            let case = Case::new(10 + i as u64, orientation, shape);
+            let [batches, m, n, _] = shape;
+            let aux = Random::new(20 + i as u64).bf16(batches * m * n, 1.0);
+            let (a, b, aux_buffer) = (gpu.bf16(&case.a), gpu.bf16(&case.b), gpu.bf16(&aux));
+            // In place for every other shape.
+            let separate = gpu.poison(2 * batches * m * n);
+            let out = if i % 2 == 0 { &separate } else { &aux_buffer };
+            let matrix = |p| Matrix::batch(p, batches, m, n);
+            let (left, right) = case.matrices(&a, &b);
+            gpu.kernels
+                .gemm_add(
+                    &gpu.stream,
+                    orientation,
+                    left,
+                    right,
+                    matrix(out.ptr()),
+                    matrix(aux_buffer.ptr()),
+                    2.0,
+                    -0.5,
+                )
+                .unwrap();
+            gpu.wait();
+            let want: Vec<f64> = case
+                .want()
+                .iter()
+                .zip(&aux)
+                .map(|(d, x)| 2.0 * d - 0.5 * x)
+                .collect();
+            assert_bf16(
+                &format!("{orientation:?} {shape:?}"),
+                &out.read_bf16(),
+                &want,
+                1.0,
+            );
+        }
+    }
+}
+
+#[test]
+fn activation_and_its_derivative() {
+    let gpu = Gpu::new();
+    for (i, shape) in SHAPES.into_iter().enumerate() {
+        let [batches, m, n, _] = shape;
+        let matrix = |p| Matrix::batch(p, batches, m, n);
+        let case = Case::new(30 + i as u64, Orientation::Nt, shape);
+        let (a, b) = (gpu.bf16(&case.a), gpu.bf16(&case.b));
+        let (pre, activated) = (
+            gpu.poison(2 * batches * m * n),
+            gpu.poison(2 * batches * m * n),
+        );
+        let (left, right) = case.matrices(&a, &b);
+        gpu.kernels
+            .gemm_leaky2(
+                &gpu.stream,
+                left,
+                right,
+                matrix(pre.ptr()),
+                matrix(activated.ptr()),
+            )
+            .unwrap();
+        gpu.wait();
+        let p = pre.read_bf16();
+        assert_bf16(&format!("pre-activation {shape:?}"), &p, &case.want(), 1.0);
+        let want: Vec<f64> = p
+            .iter()
+            .map(|&p| bf16(if p > 0.0 { p * p } else { 0.25 * p * p }))
+            .collect();
+        assert_eq!(activated.read_bf16(), want, "activation {shape:?}");
+
+        let back = Case::new(40 + i as u64, Orientation::Nn, shape);
+        let (a, b) = (gpu.bf16(&back.a), gpu.bf16(&back.b));
+        let out = gpu.poison(2 * batches * m * n);
+        let (left, right) = back.matrices(&a, &b);
+        gpu.kernels
+            .gemm_dleaky2(
+                &gpu.stream,
+                left,
+                right,
+                matrix(out.ptr()),
+                matrix(pre.ptr()),
+            )
+            .unwrap();
+        gpu.wait();
+        let want: Vec<f64> = back
+            .want()
+            .iter()
+            .zip(&p)
+            .map(|(d, &p)| d * if p > 0.0 { 2.0 * p } else { 0.5 * p })
+            .collect();
+        assert_close(
+            &format!("derivative {shape:?}"),
+            &out.read_bf16(),
+            &want,
+            0.012,
+            0.01,
+        );
+    }
+}
+
+#[test]
+fn split_sums_and_their_reduction() {
+    let gpu = Gpu::new();
+    for orientation in [Orientation::Nn, Orientation::Tn] {
+        for (i, (shape, splits)) in [
+            ([1, 64, 64, 64], 1),
+            ([1, 144, 136, 1000], 4),
+            ([1, 128, 64, 640], 5),
+            ([2, 72, 80, 300], 2),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let case = Case::new(50 + i as u64, orientation, shape);
+            let [batches, m, n, _] = shape;
+            let (a, b) = (gpu.bf16(&case.a), gpu.bf16(&case.b));
+            let partial = gpu.poison(4 * batches * splits * m * n);
+            let (left, right) = case.matrices(&a, &b);
+            gpu.kernels
+                .gemm_f32(&gpu.stream, orientation, left, right, partial.ptr(), splits)
+                .unwrap();
+            gpu.wait();
+            let parts = partial.read_f32();
+            let size = (m * n) as usize;
+            let sums: Vec<f64> = parts
+                .chunks_exact(size * splits as usize)
+                .flat_map(|batch| {
+                    (0..size)
+                        .map(|e| batch.iter().skip(e).step_by(size).sum::<f64>())
+                        .collect::<Vec<_>>()
+                })
+                .collect();
+            let want = case.want();
+            assert_f32(
+                &format!("sum of splits {orientation:?} {shape:?}"),
+                &sums,
+                &want,
+                1.0,
+            );
+            if batches > 1 {
+                continue;
+            }
+
+            // The lower half of the rows, scaled and added to an old gradient.
+            let (begin, rows) = (m / 2, m - m / 2);
+            let mut random = Random::new(60 + i as u64);
+            let (scale, weight) = (random.f32(rows, 1.0), random.f32(rows * n, 1.0));
+            let (old, old_scale) = (random.f32(rows * n, 1.0), random.f32(rows, 1.0));
+            let (scale_d, weight_d) = (gpu.f32(&scale), gpu.f32(&weight));
+            let (grad, scale_grad) = (gpu.f32(&old), gpu.f32(&old_scale));
+            gpu.kernels
+                .split_reduce(
+                    &gpu.stream,
+                    SplitReduce {
+                        partial: partial.ptr(),
+                        splits,
+                        partial_rows: m,
+                        row_begin: begin,
+                        rows,
+                        columns: n,
+                        scale: Some(scale_d.ptr()),
+                        one_scale: false,
+                        weight: Some(weight_d.ptr()),
+                        grad: grad.ptr(),
+                        scale_grad: Some(scale_grad.ptr()),
+                        accumulate: true,
+                    },
+                )
+                .unwrap();
+            gpu.wait();
+            let n = n as usize;
+            let lower = &want[begin as usize * n..];
+            let want_grad: Vec<f64> = (0..lower.len())
+                .map(|e| old[e] + scale[e / n] * lower[e])
+                .collect();
+            let want_scale: Vec<f64> = (0..rows as usize)
+                .map(|r| {
+                    old_scale[r]
+                        + (0..n)
+                            .map(|c| weight[r * n + c] * lower[r * n + c])
+                            .sum::<f64>()
+                })
+                .collect();
+            assert_f32("weight gradient", &grad.read_f32(), &want_grad, 1.0);
+            assert_f32("scale gradient", &scale_grad.read_f32(), &want_scale, 10.0);
+        }
+    }
+}
+
+#[test]
+fn same_inputs_give_the_same_bits() {
+    let gpu = Gpu::new();
+    let case = Case::new(70, Orientation::Tn, [1, 256, 128, 1024]);
+    let (a, b) = (gpu.bf16(&case.a), gpu.bf16(&case.b));
+    let (left, right) = case.matrices(&a, &b);
+    let runs: Vec<Vec<u8>> = (0..2)
+        .map(|_| {
+            let partial = gpu.poison(4 * 4 * 256 * 128);
+            gpu.kernels
+                .gemm_f32(&gpu.stream, Orientation::Tn, left, right, partial.ptr(), 4)
+                .unwrap();
+            gpu.wait();
+            partial.bytes()
+        })
+        .collect();
+    assert!(runs[0] == runs[1]);
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    let gpu = Gpu::new();
+    let small = gpu.poison(64 * 64 * 2);
+    let matrix = |rows, columns| Matrix::new(small.ptr(), rows, columns);
+    let run = |a, b, out| {
+        gpu.kernels
+            .gemm(&gpu.stream, Orientation::Nt, a, b, out)
+            .unwrap_err()
+            .to_string()
+    };
+    let mismatch = run(matrix(64, 64), matrix(64, 32), matrix(64, 64));
+    assert!(
+        mismatch.contains("gemm_nt_bf16") && mismatch.contains("[1, 64, 32]"),
+        "{mismatch}"
+    );
+    let output = run(matrix(64, 64), matrix(64, 64), matrix(64, 32));
+    assert!(output.contains("out"), "{output}");
+    let size = run(matrix(128, 64), matrix(64, 64), matrix(128, 64));
+    assert!(
+        size.contains("needs 16384 bytes") && size.contains("8192"),
+        "{size}"
+    );
+    let pitch = run(matrix(64, 12), matrix(64, 12), matrix(64, 64));
+    assert!(pitch.contains("multiples of 16 bytes"), "{pitch}");
+    let unaligned = run(
+        Matrix::new(small.ptr().offset(2), 8, 8),
+        matrix(64, 8),
+        matrix(8, 64),
+    );
+    assert!(unaligned.contains("not aligned"), "{unaligned}");
+}

@@ -1,0 +1,18 @@
+//! Every kernel against an f64 reference, on random inputs, over the smallest, the odd and a larger shape.
+//!
+//! Each file here belongs to the file of the same name in `cuda/` and `src/kernels/`, and has the reference of each kernel beside its
+//! test: plain loops in f64. The tests run on the emulator with its checkers on, or on a GPU with `BIRDIE_TEST_DEVICE=cuda`.
+
+mod device;
+mod numbers;
+
+mod adam;
+mod attention;
+mod attention_output;
+mod embedding;
+mod gemm;
+mod head_loss;
+mod muon;
+mod norm_mix;
+mod qkv;
+mod quantize;
