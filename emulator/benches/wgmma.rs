@@ -70,6 +70,7 @@ fn wgmma(c: &mut Criterion) {
                 b: descriptor(0x4400, transposed),
                 keep: true,
                 shared: &shared,
+                exact: false,
             };
             let rows: Vec<u32> = (0..mma.planes() as u32).collect();
             let mut files = vec![vec![Row([0; 32]); 128]; 4];

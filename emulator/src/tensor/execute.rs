@@ -1,7 +1,8 @@
 //! Carries out one wgmma: panels from the operands, then the kernel for the types.
 
 use super::descriptor::Tile;
-use super::format::{f16_to_f32, f32_to_f16};
+use super::exact::{self, Rule, Term};
+use super::format::{Format, f16_to_f32, f32_to_f16};
 use super::kernel::{self, Accumulators};
 use super::panel::{self, MAX_K, Panels, RawA, SourceA};
 use super::wgmma::{Mma, Output};
@@ -43,6 +44,8 @@ pub struct Operands<'a> {
     /// D is added to.
     pub keep: bool,
     pub shared: &'a [u8],
+    /// Use the hardware's arithmetic ([`super::exact`]) for floating types.
+    pub exact: bool,
 }
 
 /// Carries out `mma`: D (and A, if it is in registers) are `rows` of the four warps' register files.
@@ -86,6 +89,10 @@ pub unsafe fn run(mma: &Mma, operands: &Operands, regs: [*mut Row; 4], rows: &[R
             // SAFETY: the caller's promise; the scratch has the rows that IDENTITY names.
             unsafe {
                 match mma.d {
+                    Output::F32 if operands.exact => multiply_exactly(panels, mma, d, keep),
+                    Output::F16 if operands.exact => {
+                        multiply_exactly(panels, mma, in_scratch(wide, mma.n), keep);
+                    }
                     Output::S32 => {
                         kernel::multiply_i32(panels, mma.n, depth, d, keep, mma.saturate);
                     }
@@ -93,12 +100,7 @@ pub unsafe fn run(mma: &Mma, operands: &Operands, regs: [*mut Row; 4], rows: &[R
                         kernel::multiply_f32(kernel::level(), panels, mma.n, depth, d, keep);
                     }
                     Output::F16 => {
-                        let planes = mma.n / 2;
-                        let base = wide.as_mut_ptr();
-                        let d = Accumulators {
-                            regs: std::array::from_fn(|w| base.add(w * planes)),
-                            rows: &IDENTITY[..planes],
-                        };
+                        let d = in_scratch(wide, mma.n);
                         kernel::multiply_f32(kernel::level(), panels, mma.n, depth, d, keep);
                     }
                 }
@@ -110,6 +112,49 @@ pub unsafe fn run(mma: &Mma, operands: &Operands, regs: [*mut Row; 4], rows: &[R
             unsafe { to_f16(d, wide) };
         }
     });
+}
+
+/// The scratch of `n` columns as accumulators.
+fn in_scratch(wide: &mut [Row], n: usize) -> Accumulators<'static> {
+    let planes = n / 2;
+    let mut parts = wide.chunks_exact_mut(planes);
+    Accumulators {
+        regs: std::array::from_fn(|_| parts.next().expect("four parts").as_mut_ptr()),
+        rows: &IDENTITY[..planes],
+    }
+}
+
+/// D from the panels, in the arithmetic of the hardware.
+///
+/// # Safety
+/// As [`kernel::multiply_f32`].
+unsafe fn multiply_exactly(panels: &Panels, mma: &Mma, d: Accumulators, keep: bool) {
+    let rule = Rule::wgmma(mma.a, mma.d == Output::F16);
+    let vectors = |count: usize, format: Format, at: &dyn Fn(usize, usize) -> u32| {
+        (0..count)
+            .map(|i| {
+                let values: Vec<f32> = (0..mma.depth).map(|k| f32::from_bits(at(i, k))).collect();
+                let terms: Vec<Term> = values.iter().map(|v| Term::new(*v, format)).collect();
+                (values, terms)
+            })
+            .collect::<Vec<_>>()
+    };
+    let a = vectors(64, mma.a, &|row, k| panels.a[panel::a_index(row, k)]);
+    let b = vectors(mma.n, mma.b, &|column, k| {
+        panels.b[panel::b_index(mma.n, k, column)]
+    });
+    for warp in 0..4 {
+        for (plane, row) in d.rows.iter().enumerate() {
+            // SAFETY: the caller's promise.
+            let lanes = unsafe { &mut (*d.regs[warp].add(*row as usize)).0 };
+            for (l, v) in lanes.iter_mut().enumerate() {
+                let (av, at) = &a[16 * warp + 8 * ((plane >> 1) & 1) + l / 4];
+                let (bv, bt) = &b[8 * (plane >> 2) + 2 * (l % 4) + (plane & 1)];
+                let c = if keep { f32::from_bits(*v) } else { 0.0 };
+                *v = exact::element((av, at), (bv, bt), c, rule).to_bits();
+            }
+        }
+    }
 }
 
 /// Plane pairs (2r, 2r+1) are the halves of register r.

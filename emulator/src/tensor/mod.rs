@@ -8,6 +8,7 @@
 //! * All of these are collective: every live lane of the warp executes them together ([`converged`]).
 
 pub mod descriptor;
+pub mod exact;
 pub mod execute;
 pub mod format;
 pub mod kernel;

@@ -356,6 +356,7 @@ fn retire(cx: &mut Cx, group: usize) -> bool {
                 b: entry.b,
                 keep: entry.keep,
                 shared: cta.shared.as_slice(),
+                exact: false,
             };
             execute::run(mma, &operands, regs, rows);
         }

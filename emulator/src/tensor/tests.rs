@@ -213,6 +213,7 @@ struct Case {
     a_layout: Option<Layout>,
     b_layout: Layout,
     keep: bool,
+    exact: bool,
 }
 
 fn default_mma(d: Output, a: Format, b: Format, n: usize) -> Mma {
@@ -295,6 +296,7 @@ fn check(rng: &mut Rng, mut case: Case) {
         b: tile,
         keep: case.keep,
         shared: &shared,
+        exact: case.exact,
     };
     // SAFETY: rows < 131 in files of 131 rows; the operands lie inside `shared`.
     unsafe { run(&case.mma, &operands, regs, &rows) };
@@ -317,13 +319,24 @@ fn check(rng: &mut Rng, mut case: Case) {
             let (got, error) = match case.mma.d {
                 Output::F32 => {
                     let v = f32::from_bits(files[warp][rows[e] as usize].0[lane]);
-                    (f64::from(v), size * 2e-6)
+                    // Eight-bit floats keep 13 fractional bits in the exact model.
+                    let lost = if case.exact && fa.bits() == 8 {
+                        35.0 / 8192.0
+                    } else {
+                        4e-6
+                    };
+                    (f64::from(v), size * lost)
                 }
                 Output::S32 => (f64::from(files[warp][rows[e] as usize].0[lane] as i32), 0.0),
                 Output::F16 => {
                     let cell = files[warp][rows[e / 2] as usize].0[lane] >> (16 * (e % 2));
                     let v = super::format::f16_to_f32(cell as u16);
-                    (f64::from(v), size * 2e-6 + want.abs() / 2000.0)
+                    let lost = if case.exact && fa.bits() == 8 {
+                        35.0 / 8192.0
+                    } else {
+                        4e-6
+                    };
+                    (f64::from(v), size * lost + want.abs() / 2000.0)
                 }
             };
             assert!(
@@ -385,6 +398,7 @@ fn every_n_of_every_float_type() {
                     a_layout: (n % 16 == 0).then(|| pick(n as u64 / 16)),
                     b_layout: pick(n as u64 / 8),
                     keep: n % 24 != 0,
+                    exact: false,
                 },
             );
         }
@@ -405,6 +419,7 @@ fn every_layout_of_every_float_type() {
                             a_layout,
                             b_layout,
                             keep,
+                            exact: false,
                         },
                     );
                 }
@@ -427,6 +442,7 @@ fn every_n_and_layout_of_integers() {
                         a_layout: (n % 32 != 0).then_some(a_layout),
                         b_layout,
                         keep: n % 16 == 0,
+                        exact: false,
                     },
                 );
             }
@@ -450,9 +466,29 @@ fn operands_can_be_negated() {
                         a_layout: Some(b_layout),
                         b_layout,
                         keep: true,
+                        exact: false,
                     },
                 );
             }
+        }
+    }
+}
+
+#[test]
+fn the_exact_arithmetic_is_close_to_the_product() {
+    let mut rng = Rng(6);
+    for (d, a, b) in FLOATS {
+        for a_layout in [None, Some(Layout::all(a)[3])] {
+            check(
+                &mut rng,
+                Case {
+                    mma: default_mma(d, a, b, 16),
+                    a_layout,
+                    b_layout: Layout::all(b)[2],
+                    keep: a_layout.is_none(),
+                    exact: true,
+                },
+            );
         }
     }
 }
@@ -475,6 +511,7 @@ fn saturation_clamps_the_sum() {
         b: Tile::decode(descriptor, false),
         keep: true,
         shared: &shared,
+        exact: false,
     };
     // SAFETY: 4 rows in files of 4.
     unsafe { run(&mma, &operands, regs, &[0, 1, 2, 3]) };
