@@ -36,6 +36,8 @@ pub struct Settings {
     pub step_limit: u64,
     /// Count instructions, bytes and conflicts.
     pub count: bool,
+    /// The tensor core computes in the arithmetic measured on silicon instead of f32 multiply-adds; much slower.
+    pub exact_mma: bool,
 }
 
 impl Default for Settings {
@@ -51,13 +53,14 @@ impl Default for Settings {
             exact_alignment: false,
             step_limit: 0,
             count: false,
+            exact_mma: false,
         }
     }
 }
 
 impl Settings {
     /// The defaults, changed by `BIRDIE_EMU_SMS`, `_SEED`, `_POLICY` (eager, latest, random), `_CHECKS` (0 or 1),
-    /// `_COLLECT`, `_COUNT`, `_THREADS`, `_MEMORY` (bytes), `_EXACT_ALIGNMENT` and `_STEP_LIMIT`. The error names the variable.
+    /// `_COLLECT`, `_COUNT`, `_EXACT_MMA`, `_THREADS`, `_MEMORY` (bytes), `_EXACT_ALIGNMENT` and `_STEP_LIMIT`. The error names the variable.
     pub fn from_env() -> Result<Self, String> {
         let mut s = Settings::default();
         fn read<T: std::str::FromStr>(name: &str, to: &mut T) -> Result<(), String> {
@@ -83,6 +86,7 @@ impl Settings {
         flag("CHECKS", &mut s.checks)?;
         flag("COLLECT", &mut s.collect)?;
         flag("COUNT", &mut s.count)?;
+        flag("EXACT_MMA", &mut s.exact_mma)?;
         flag("EXACT_ALIGNMENT", &mut s.exact_alignment)?;
         s.policy = match std::env::var("BIRDIE_EMU_POLICY").as_deref() {
             Ok("eager") => Policy::Eager,

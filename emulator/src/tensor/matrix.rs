@@ -7,7 +7,7 @@
 //! Not implemented: the 8-bit and smaller element types (sm_100).
 
 use super::converged;
-use crate::check::{Agent, At, Kind};
+use crate::check::Kind;
 use crate::device::Fault;
 use crate::exec::{Cx, Flow, SHARED_BASE, SHARED_WINDOW};
 use crate::program::lower::{LowerCx, Result};
@@ -161,15 +161,19 @@ unsafe fn row_offsets(cx: &mut Cx, op: &Op, m: &Matrices) -> std::result::Result
     Ok(offsets)
 }
 
-unsafe fn report_access(cx: &mut Cx, m: &Matrices, offsets: &[u32; 32], kind: Kind) {
-    let at = At {
-        agent: Agent(cx.warp().agent),
-        pc: cx.pc,
-    };
+fn report_access(cx: &mut Cx, m: &Matrices, offsets: &[u32; 32], kind: Kind) {
+    if !cx.observed {
+        return;
+    }
+    let (at, warp, pc) = (cx.at(), cx.warp().index, cx.pc);
     let rank = cx.cta().rank;
     let mask = u32::MAX >> (32 - 8 * m.count);
     if let Some(check) = cx.cluster().check.as_deref_mut() {
         check.shared_access(at, rank, offsets, mask, 16, kind);
+    }
+    if let Some(counters) = &mut cx.cluster().counters {
+        let offsets = offsets.map(|o| o.wrapping_sub(SHARED_BASE));
+        counters.shared(warp, pc, &offsets, mask, 16);
     }
 }
 
@@ -228,6 +232,7 @@ unsafe fn stmatrix(cx: &mut Cx, op: &Op) -> Flow {
             Err(flow) => return flow,
         };
         report_access(cx, m, &offsets, Kind::Write);
+        cx.cluster().stores += 1;
         let rows = &cx.launch.program.lists[*list as usize];
         let shared = (*cx.cta).shared.as_mut_slice();
         for (matrix, row) in rows.iter().enumerate() {

@@ -22,9 +22,11 @@
 //! Arithmetic: f32 accumulation in order of k (products of the narrow types are exact); f16 results are rounded once at
 //! the end; f64 uses fused multiply-adds in order of k.
 //!
-//! Not implemented: m8n8k4 with f16 (a form of sm_70) and mma.sp.
+//! `.rn` may be written for f64; the other roundings are not implemented. Nor are m8n8k4 with
+//! f16 (a form of sm_70) and mma.sp.
 
 use super::converged;
+use super::exact::{self, Rule, Term};
 use super::format::{Format, f16_to_f32, f32_to_f16};
 use crate::exec::{Cx, Flow};
 use crate::program::lower::{LowerCx, Result};
@@ -96,12 +98,15 @@ fn output(s: &str) -> Option<Output> {
 fn exists(m: &Mma) -> bool {
     use Format::*;
     let (d, c) = (m.d, m.c);
-    let floats = matches!(d, Output::F32 | Output::F16) && matches!(c, Output::F32 | Output::F16);
-    let integers = d == Output::S32 && c == Output::S32;
+    if d != c {
+        return false;
+    }
+    let floats = matches!(d, Output::F32 | Output::F16);
+    let integers = d == Output::S32;
     match (m.a, m.b) {
         (F16, F16) => m.m == 16 && matches!(m.k, 8 | 16) && floats,
-        (Bf16, Bf16) => m.m == 16 && matches!(m.k, 8 | 16) && d == Output::F32 && c == Output::F32,
-        (Tf32, Tf32) => m.m == 16 && matches!(m.k, 4 | 8) && d == Output::F32 && c == Output::F32,
+        (Bf16, Bf16) => m.m == 16 && matches!(m.k, 8 | 16) && d == Output::F32,
+        (Tf32, Tf32) => m.m == 16 && matches!(m.k, 4 | 8) && d == Output::F32,
         (E4m3 | E5m2, E4m3 | E5m2) => m.m == 16 && matches!(m.k, 16 | 32) && floats,
         (S8 | U8, S8 | U8) => integers && matches!((m.m, m.k), (8, 16) | (16, 16 | 32)),
         (S4 | U4, S4 | U4) => integers && matches!((m.m, m.k), (8, 32) | (16, 32 | 64)),
@@ -130,9 +135,11 @@ pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
     };
     let mut types = types.to_vec();
     let mut saturate = false;
+    let mut rounded = false;
     types.retain(|t| {
         saturate |= *t == "satfinite";
-        *t != "satfinite"
+        rounded |= *t == "rn";
+        !matches!(*t, "satfinite" | "rn")
     });
     let bits = match types[..] {
         [.., "xor", "popc"] => Bits::Xor,
@@ -162,6 +169,7 @@ pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
     };
     if !exists(&mma)
         || (a == Format::B1) != (bits != Bits::None)
+        || rounded && a != Format::F64
         || saturate && !matches!(a, Format::S8 | Format::U8 | Format::S4 | Format::U4)
     {
         return cx.unsupported(i, "this combination of shape and types is not implemented");
@@ -210,6 +218,10 @@ unsafe fn mma_sync(cx: &mut Cx, op: &Op) -> Flow {
     let (d, rest) = rows.split_at(m.c_registers(m.d));
     let (a, rest) = rest.split_at(m.a_registers());
     let (b, c) = rest.split_at(m.b_registers());
+    let (warp, pc) = (cx.warp().index, cx.pc);
+    if let Some(counters) = &mut cx.cluster().counters {
+        counters.tensor(warp, pc, (2 * 8 * m.m * m.k) as u64);
+    }
     // SAFETY: see above.
     unsafe {
         match m.d {
@@ -278,11 +290,15 @@ unsafe fn floats(cx: &mut Cx, m: &Mma, d: &[RowId], a: &[RowId], b: &[RowId], c:
                 panel[k][column] = m.b.float(row, k);
             }
         }
-        for (row, sum) in bytes.a.iter().zip(&mut sum[..m.m]) {
-            for (k, b) in panel[..m.k].iter().enumerate() {
-                let v = m.a.float(row, k);
-                for (s, b) in sum.iter_mut().zip(b) {
-                    *s += v * b;
+        if cx.launch.device.settings.exact_mma {
+            exactly(m, &bytes, &mut sum);
+        } else {
+            for (row, sum) in bytes.a.iter().zip(&mut sum[..m.m]) {
+                for (k, b) in panel[..m.k].iter().enumerate() {
+                    let v = m.a.float(row, k);
+                    for (s, b) in sum.iter_mut().zip(b) {
+                        *s += v * b;
+                    }
                 }
             }
         }
@@ -307,6 +323,23 @@ unsafe fn floats(cx: &mut Cx, m: &Mma, d: &[RowId], a: &[RowId], b: &[RowId], c:
                     }
                 }
             }
+        }
+    }
+}
+
+/// The sums in the arithmetic of the hardware.
+fn exactly(m: &Mma, bytes: &Bytes, sum: &mut [[f32; 8]; 16]) {
+    let rule = Rule::mma(m.d == Output::F16);
+    let vector = |row: &[u8; 32], format: Format| {
+        let values: Vec<f32> = (0..m.k).map(|k| format.float(row, k)).collect();
+        let terms: Vec<Term> = values.iter().map(|v| Term::new(*v, format)).collect();
+        (values, terms)
+    };
+    let b = bytes.b.each_ref().map(|row| vector(row, m.b));
+    for (row, sum) in bytes.a.iter().zip(&mut sum[..m.m]) {
+        let (av, at) = vector(row, m.a);
+        for ((bv, bt), s) in b.iter().zip(sum) {
+            *s = exact::element((&av, &at), (bv, bt), *s, rule);
         }
     }
 }

@@ -23,7 +23,7 @@ pub mod registers;
 mod tests;
 pub mod wgmma;
 
-use crate::check::{Agent, At, FindingKind};
+use crate::check::FindingKind;
 use crate::device::Fault;
 use crate::exec::{Cx, Flow, Wait};
 use crate::program::lower::{LowerCx, Result};
@@ -57,10 +57,7 @@ pub(crate) fn converged(cx: &mut Cx) -> std::result::Result<bool, Flow> {
         let message = format!(
             "{name} is executed by lanes {mask:#010x} of a warp whose live lanes are {live:#010x}; .aligned instructions need all of them"
         );
-        let at = At {
-            agent: Agent(cx.warp().agent),
-            pc: cx.pc,
-        };
+        let at = cx.at();
         if let Some(check) = cx.cluster().check.as_deref_mut() {
             check.report(FindingKind::DivergentAligned, at, message, vec![]);
             return Ok(true);

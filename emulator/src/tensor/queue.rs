@@ -74,16 +74,9 @@ impl WarpgroupState {
     }
 }
 
-fn here(cx: &mut Cx) -> At {
-    At {
-        agent: Agent(cx.warp().agent),
-        pc: cx.pc,
-    }
-}
-
 /// A misuse: a finding if there is a checker (and execution goes on), a fault if not.
 fn misuse(cx: &mut Cx, kind: FindingKind, message: String, other: Option<u32>) -> Option<Flow> {
-    let at = here(cx);
+    let at = cx.at();
     match cx.cluster().check.as_deref_mut() {
         Some(check) => {
             let others = other
@@ -210,7 +203,7 @@ unsafe fn try_issue(cx: &mut Cx, op: &Op) -> Result<Flow, Flow> {
             }
         }
     }
-    let at = here(cx);
+    let at = cx.at();
     let agent = match cx.cluster().check.as_deref_mut() {
         Some(check) => {
             if let Some(v) = check.tensor.issue(at.agent.0, index, pc, mma, rows) {
@@ -241,6 +234,11 @@ unsafe fn try_issue(cx: &mut Cx, op: &Op) -> Result<Flow, Flow> {
     if complete {
         // A warp that waits for this operation can go on.
         cx.cluster().progress += 1;
+    }
+    let warp = cx.warp().index;
+    if let Some(counters) = &mut cx.cluster().counters {
+        // A quarter of the operation for each warp.
+        counters.tensor(warp, pc, (2 * 16 * mma.n * mma.depth) as u64);
     }
     advance(cx, group);
     Ok(Flow::Next)
@@ -356,7 +354,7 @@ fn retire(cx: &mut Cx, group: usize) -> bool {
                 b: entry.b,
                 keep: entry.keep,
                 shared: cta.shared.as_slice(),
-                exact: false,
+                exact: cx.launch.device.settings.exact_mma,
             };
             execute::run(mma, &operands, regs, rows);
         }
@@ -374,7 +372,7 @@ pub(super) fn fence(cx: &mut Cx) -> Flow {
         Ok(p) => p,
         Err(flow) => return flow,
     };
-    let at = here(cx);
+    let at = cx.at();
     if let Some(check) = cx.cluster().check.as_deref_mut() {
         check.tensor.fence(at.agent.0);
         check.fence(at, Fence::Wgmma);
@@ -422,7 +420,7 @@ pub(super) fn wait(cx: &mut Cx, n: u32) -> Flow {
             warp.agents.pop_front();
             joined.push(agent);
         }
-        let at = here(cx);
+        let at = cx.at();
         if let Some(check) = cx.cluster().check.as_deref_mut() {
             check.tensor.waited(at.agent.0, end);
             for agent in joined {

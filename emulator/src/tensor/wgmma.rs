@@ -102,12 +102,13 @@ pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
         }
         ["wait_group", "sync", "aligned"] => {
             expect_operands(cx, i, 1)?;
-            let Some(n) = cx.constant(&i.operands[0]).filter(|n| (0..8).contains(n)) else {
-                return cx.unsupported(i, "N must be an integer constant in 0..7");
+            let n = cx.constant(&i.operands[0]).map(u32::try_from);
+            let Some(Ok(n)) = n else {
+                return cx.unsupported(i, "N must be an integer constant that is not negative");
             };
-            cx.current.in_flight = InFlight::Wait(n as u32);
+            cx.current.in_flight = InFlight::Wait(n);
             let mut op = LowerCx::new_op(wait, Class::Tensor);
-            op.imm = n;
+            op.imm = i64::from(n);
             cx.emit(i, op)?;
         }
         ["mma_async", "sync", "aligned", ref rest @ ..] => mma(cx, i, rest)?,
