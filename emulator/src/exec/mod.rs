@@ -18,7 +18,6 @@
 //! `mapa` makes). Generic addresses of shared memory are [`SHARED_WINDOW`] + that, of local memory
 //! [`LOCAL_WINDOW`] + offset (each lane its own). `cvta` to global, const and param is the identity.
 
-pub mod alu;
 pub mod barrier;
 pub mod call;
 pub mod cluster;

@@ -79,7 +79,7 @@ impl Values {
         self.unit_of_row.get(r as usize).map(|&u| u as usize)
     }
     fn pred(&self, p: u16) -> Option<usize> {
-        (p > PRED_SINK).then(|| self.rows + usize::from(p))
+        (p > PRED_CARRY).then(|| self.rows + usize::from(p))
     }
     fn reads<'a>(&'a self, e: &'a Effects) -> impl Iterator<Item = usize> + 'a {
         let rows = e.reads.iter().chain(&e.keeps).filter_map(|r| self.row(r.0));
@@ -253,7 +253,7 @@ pub fn compact(cx: &mut LowerCx, bodies: &[BodyInfo]) -> Result<Compacted> {
         next_row += u32::from(cx.units[u].1);
     }
     let initial_rows = next_row;
-    let mut next_pred = u32::from(PRED_SINK) + 1;
+    let mut next_pred = u32::from(PRED_CARRY) + 1;
     let mut most = 0;
     for (f, body) in bodies.iter().enumerate() {
         let info = cx.functions[f].clone();

@@ -13,7 +13,7 @@ pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<()> {
         || crate::exec::barrier::lower(cx, i)?
         || crate::tensor::lower(cx, i)?
         || crate::asynchronous::lower(cx, i)?
-        || crate::exec::alu::lower(cx, i)?;
+        || crate::alu::lower(cx, i)?;
     if taken {
         Ok(())
     } else {

@@ -126,8 +126,8 @@ impl<'m> LowerCx<'m> {
             function_numbers: HashMap::new(),
             register_rows: Vec::new(),
             next_row: 0,
-            // Slots 0 and 1 have a fixed meaning.
-            next_pred: PRED_SINK + 1,
+            // The first slots have a fixed meaning.
+            next_pred: PRED_CARRY + 1,
             units: Vec::new(),
             ops: Vec::new(),
             effects: Vec::new(),

@@ -213,12 +213,30 @@ impl<E: Element, const S: u8> Body for Store<E, S> {
     }
 }
 
+/// `B` compiled for the baseline alone: enough for what is rare, and modules of the emulator build faster.
+fn plain<B: Body>() -> Handler {
+    unsafe fn run<B: Body>(cx: &mut Cx, op: &Op) -> Flow {
+        // SAFETY: passed on to the caller.
+        unsafe { B::run(cx, op) }
+    }
+    run::<B>
+}
+
 fn load_in<E: Element + 'static>(space: u8) -> Handler {
     match space {
         GLOBAL => handler::<Load<E, GLOBAL>>(),
         SHARED => handler::<Load<E, SHARED>>(),
-        LOCAL => handler::<Load<E, LOCAL>>(),
+        LOCAL => plain::<Load<E, LOCAL>>(),
         _ => handler::<Load<E, GENERIC>>(),
+    }
+}
+
+fn rare_load<E: Element + 'static>(space: u8) -> Handler {
+    match space {
+        GLOBAL => plain::<Load<E, GLOBAL>>(),
+        SHARED => plain::<Load<E, SHARED>>(),
+        LOCAL => plain::<Load<E, LOCAL>>(),
+        _ => plain::<Load<E, GENERIC>>(),
     }
 }
 
@@ -226,8 +244,17 @@ fn store_in<E: Element + 'static>(space: u8) -> Handler {
     match space {
         GLOBAL => handler::<Store<E, GLOBAL>>(),
         SHARED => handler::<Store<E, SHARED>>(),
-        LOCAL => handler::<Store<E, LOCAL>>(),
+        LOCAL => plain::<Store<E, LOCAL>>(),
         _ => handler::<Store<E, GENERIC>>(),
+    }
+}
+
+fn rare_store<E: Element + 'static>(space: u8) -> Handler {
+    match space {
+        GLOBAL => plain::<Store<E, GLOBAL>>(),
+        SHARED => plain::<Store<E, SHARED>>(),
+        LOCAL => plain::<Store<E, LOCAL>>(),
+        _ => plain::<Store<E, GENERIC>>(),
     }
 }
 
@@ -235,19 +262,19 @@ fn store_in<E: Element + 'static>(space: u8) -> Handler {
 pub fn load(space: u8, bits: u32, signed: bool, register: u32) -> Option<Handler> {
     Some(match (bits, signed, register) {
         (8, false, ..=32) => load_in::<Byte>(space),
-        (8, true, ..=16) => load_in::<SignedByte16>(space),
-        (8, true, 32) => load_in::<SignedByte32>(space),
-        (8, false, 64) => load_in::<ByteWide>(space),
-        (8, true, 64) => load_in::<SignedByteWide>(space),
+        (8, true, ..=16) => rare_load::<SignedByte16>(space),
+        (8, true, 32) => rare_load::<SignedByte32>(space),
+        (8, false, 64) => rare_load::<ByteWide>(space),
+        (8, true, 64) => rare_load::<SignedByteWide>(space),
         (16, false, ..=32) | (16, true, 16) => load_in::<Half>(space),
-        (16, true, 32) => load_in::<SignedHalf32>(space),
-        (16, false, 64) => load_in::<HalfWide>(space),
-        (16, true, 64) => load_in::<SignedHalfWide>(space),
+        (16, true, 32) => rare_load::<SignedHalf32>(space),
+        (16, false, 64) => rare_load::<HalfWide>(space),
+        (16, true, 64) => rare_load::<SignedHalfWide>(space),
         (32, _, 32) => load_in::<Single>(space),
-        (32, false, 64) => load_in::<SingleWide>(space),
-        (32, true, 64) => load_in::<SignedSingleWide>(space),
+        (32, false, 64) => rare_load::<SingleWide>(space),
+        (32, true, 64) => rare_load::<SignedSingleWide>(space),
         (64, _, 64) => load_in::<Double>(space),
-        (128, _, 128) => load_in::<Quad>(space),
+        (128, _, 128) => rare_load::<Quad>(space),
         _ => return None,
     })
 }
@@ -256,13 +283,13 @@ pub fn load(space: u8, bits: u32, signed: bool, register: u32) -> Option<Handler
 pub fn store(space: u8, bits: u32, register: u32) -> Option<Handler> {
     Some(match (bits, register) {
         (8, ..=32) => store_in::<Byte>(space),
-        (8, 64) => store_in::<ByteWide>(space),
+        (8, 64) => rare_store::<ByteWide>(space),
         (16, ..=32) => store_in::<Half>(space),
-        (16, 64) => store_in::<HalfWide>(space),
+        (16, 64) => rare_store::<HalfWide>(space),
         (32, 32) => store_in::<Single>(space),
-        (32, 64) => store_in::<SingleWide>(space),
+        (32, 64) => rare_store::<SingleWide>(space),
         (64, 64) => store_in::<Double>(space),
-        (128, 128) => store_in::<Quad>(space),
+        (128, 128) => rare_store::<Quad>(space),
         _ => return None,
     })
 }

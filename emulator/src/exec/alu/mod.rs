@@ -1,5 +1,0 @@
-//! Arithmetic, logic, conversions and moves.
-
-mod interim;
-
-pub use interim::lower;
