@@ -22,7 +22,11 @@ pub fn run(args: &RecipeArgs) -> Result<u8> {
             .lines()
             .map_while(|line| line.strip_prefix("# "))
             .collect();
-        say(&format!("{name:<8} {}", about.join(" ")));
+        let about = about.join(" ");
+        let sentence = about
+            .split_once(". ")
+            .map_or(about.as_str(), |(first, _)| first);
+        say(&format!("{name:<10} {}", sentence.trim_end_matches('.')));
     }
     Ok(0)
 }

@@ -20,7 +20,19 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Recipes that the program carries: name, text of the file.
-pub const BUILT_IN: &[(&str, &str)] = &[("demo", include_str!("../../recipes/demo.toml"))];
+pub const BUILT_IN: &[(&str, &str)] = &[
+    ("demo", include_str!("../../recipes/demo.toml")),
+    ("657", include_str!("../../recipes/657.toml")),
+    ("1573", include_str!("../../recipes/1573.toml")),
+    ("518", include_str!("../../recipes/518.toml")),
+    ("1072", include_str!("../../recipes/1072.toml")),
+    ("1473", include_str!("../../recipes/1473.toml")),
+    ("657-nano", include_str!("../../recipes/nano/657.toml")),
+    ("1573-nano", include_str!("../../recipes/nano/1573.toml")),
+    ("518-nano", include_str!("../../recipes/nano/518.toml")),
+    ("1072-nano", include_str!("../../recipes/nano/1072.toml")),
+    ("1473-nano", include_str!("../../recipes/nano/1473.toml")),
+];
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
