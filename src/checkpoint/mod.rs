@@ -38,6 +38,8 @@ pub struct Progress {
     pub train_ms: f64,
     /// Snapshots in the sum of weights.
     pub snapshots: usize,
+    /// Batches in the online Hessians.
+    pub hessian_batches: usize,
     /// Step after which the run has decided to stop, once it has.
     pub stop_after: Option<usize>,
 }
@@ -258,6 +260,7 @@ mod tests {
                 cursor: 9000,
                 train_ms: 0.1 + 0.2,
                 snapshots: 2,
+                hessian_batches: 0,
                 stop_after: None,
             },
             recipe: "[run]\nseed = 1\n".into(),
@@ -337,7 +340,7 @@ mod tests {
     /// A header that promises tensors of any size takes no memory for them.
     #[test]
     fn huge_promises_are_refused() {
-        let header = r#"{"progress":{"step":1,"cursor":1,"train_ms":0,"snapshots":0,"stop_after":null},"recipe":"","tensors":[{"name":"x","element":"f32","shape":[4294967296,4294967296],"crc":0}]}"#;
+        let header = r#"{"progress":{"step":1,"cursor":1,"train_ms":0,"snapshots":0,"hessian_batches":0,"stop_after":null},"recipe":"","tensors":[{"name":"x","element":"f32","shape":[4294967296,4294967296],"crc":0}]}"#;
         let mut bytes = MAGIC.to_vec();
         bytes.extend(VERSION.to_le_bytes());
         bytes.extend(crc32fast::hash(header.as_bytes()).to_le_bytes());

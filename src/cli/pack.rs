@@ -5,11 +5,12 @@ use super::{Backend, DeviceArgs};
 use crate::artifact::{Artifact, write_atomically};
 use crate::checkpoint::Checkpoint;
 use crate::failure::Failure;
-use crate::quantize::{Hessians, quantize};
+use crate::quantize::quantize;
 use crate::recipe;
 use crate::train::averaging::{Snapshots, final_weights};
-use crate::train::log::say;
-use crate::train::score::check_support;
+use crate::train::calibrate::Online;
+use crate::train::log::{Reporter, say};
+use crate::train::score::{calibrate, check_support};
 use anyhow::Result;
 use clap::Args;
 use std::path::PathBuf;
@@ -48,24 +49,29 @@ pub fn run(args: &PackArgs, backend: Backend) -> Result<u8> {
         &args.set,
         &["artifact", "averaging"],
     )?;
-    check_support(&loaded.recipe)?;
     say(&(backend.device)(args.device.device)?);
     let mut engine = (backend.build)(&loaded.recipe)?;
-    let (snapshots, state) =
-        Snapshots::split_state(checkpoint.progress.snapshots, checkpoint.tensors);
+    check_support(&loaded.recipe, engine.as_ref())?;
+    let progress = checkpoint.progress;
+    let (snapshots, rest) = Snapshots::split_state(progress.snapshots, checkpoint.tensors);
+    let (online, state) = Online::split_state(progress.hessian_batches, rest);
     engine.load_state(&state)?;
     let (weights, which) = final_weights(&loaded.recipe, engine.as_mut(), &snapshots)?;
-    let tensors = quantize(&loaded.recipe, &weights, &Hessians::new(), &mut |_| {})?;
+    engine.import(&weights)?;
+    let hessians = calibrate(
+        &loaded.recipe,
+        engine.as_mut(),
+        &online,
+        &mut Reporter::console(),
+    )?;
+    let tensors = quantize(&loaded.recipe, &weights, &hessians, &mut |_| {})?;
     let artifact = Artifact {
         recipe: loaded.print_config(),
         tensors,
     };
     let file = artifact.encode(&loaded.recipe)?;
     write_atomically(&out, &file)?;
-    say(&format!(
-        "{} weights after step {}",
-        which, checkpoint.progress.step
-    ));
+    say(&format!("{} weights after step {}", which, progress.step));
     say(&format!(
         "artifact {}: {}",
         out.display(),

@@ -214,7 +214,68 @@ fn printing_needs_no_device() {
 fn recipes_the_engine_cannot_serve_are_refused_before_anything_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
-    let error = train(&out, &["--set", "quantizer=gptq"]).unwrap_err();
-    assert!(error.contains("Hessians"), "{error}");
+    let backend = Backend {
+        build: |recipe| {
+            let mut toy = Toy::new(recipe.vocab_size);
+            toy.calibrates = false;
+            Ok(Box::new(toy))
+        },
+        ..toy()
+    };
+    let arguments = [
+        "birdie",
+        "train",
+        "--out",
+        out.to_str().unwrap(),
+        "--set",
+        "quantizer=gptq",
+    ];
+    let error = execute(Cli::try_parse_from(arguments).unwrap(), backend).unwrap_err();
+    assert!(error.to_string().contains("Hessians"), "{error}");
     assert!(!out.exists());
+}
+
+#[test]
+fn gptq_runs_with_both_sources_of_hessians() {
+    let folder = tempfile::tempdir().unwrap();
+    for source in ["self_generated", "online"] {
+        let out = folder.path().join(source);
+        let source = format!("hessian_source={source}");
+        let settings = [
+            "--set",
+            "quantizer=gptq",
+            "--set",
+            &source,
+            "--set",
+            "hessian_every=1",
+            "--set",
+            "calibration_sequences=2",
+        ];
+        assert_eq!(train(&out, &settings), Ok(0));
+        let again = folder.path().join("again.birdie");
+        assert_eq!(
+            birdie(&[
+                "pack",
+                out.to_str().unwrap(),
+                "--out",
+                again.to_str().unwrap(),
+                "--overwrite"
+            ]),
+            Ok(0)
+        );
+        let tensors = |path: &Path| Artifact::load(path).unwrap().0.tensors;
+        assert_eq!(tensors(&out.join("model.birdie")), tensors(&again));
+    }
+    let error = train(
+        &folder.path().join("never"),
+        &[
+            "--set",
+            "quantizer=gptq",
+            "--set",
+            "hessian_source=online",
+            "--set",
+            "hessian_every=100",
+        ],
+    );
+    assert!(error.unwrap_err().contains("no Hessian was accumulated"));
 }

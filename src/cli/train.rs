@@ -15,6 +15,7 @@ use clap::Args;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 /// Files of a run's folder.
 pub const CHECKPOINT: &str = "checkpoint.birdie";
@@ -82,7 +83,6 @@ pub fn run(args: &TrainArgs, backend: Backend) -> Result<u8> {
         crate::train::log::say((backend.plan)(recipe, args.tensors)?.trim_end());
         return Ok(0);
     }
-    check_support(recipe)?;
     let shape = batch_shape(recipe, 1, 0)?;
     let folder = choose_folder(args, recipe)?;
     let from = if args.resume {
@@ -91,11 +91,19 @@ pub fn run(args: &TrainArgs, backend: Backend) -> Result<u8> {
         None
     };
     let data = data::open(recipe, Path::new(""))?;
+    let start = Instant::now();
+    let device = (backend.device)(args.device.device)?;
+    let mut engine = (backend.build)(recipe)?;
+    let built = start.elapsed();
+    check_support(recipe, engine.as_ref())?;
+
+    // Nothing is written before this line.
     prepare(&folder, args.overwrite)?;
     let recipe_text = loaded.print_config();
     crate::artifact::write_atomically(&folder.join(RECIPE), recipe_text.as_bytes())?;
-
     let mut reporter = Reporter::open(&folder, from.as_ref().map(|c| c.progress.step))?;
+    reporter.add_phase("device and model", built);
+    reporter.line(device)?;
     reporter.line(format!(
         "recipe: {} (seed {}), run folder {}",
         recipe.name,
@@ -103,10 +111,6 @@ pub fn run(args: &TrainArgs, backend: Backend) -> Result<u8> {
         folder.display()
     ))?;
     reporter.line(format!("data: {}", data.description))?;
-    let mut engine = reporter.phase("device and model", |reporter| {
-        reporter.line((backend.device)(args.device.device)?)?;
-        (backend.build)(recipe)
-    })?;
     if let Some(checkpoint) = &from {
         reporter.line(format!("resuming after step {}", checkpoint.progress.step))?;
     }
@@ -144,7 +148,12 @@ pub fn run(args: &TrainArgs, backend: Backend) -> Result<u8> {
         table: &validation.bytes,
         path: &path,
     };
-    let finished = finish(&how, engine.as_mut(), &outcome.snapshots, &mut reporter)?;
+    let finished = finish(
+        &how,
+        engine.as_mut(),
+        (&outcome.snapshots, &outcome.online),
+        &mut reporter,
+    )?;
     let baselines = match &validation.text {
         Some(text) => Some(reporter.phase("entropies and xz", |_| Baselines::of(text))?),
         None => None,
@@ -210,7 +219,32 @@ fn choose_folder(args: &TrainArgs, recipe: &Recipe) -> Result<PathBuf> {
         )
         .into());
     }
+    check_place(&folder)?;
     Ok(folder)
+}
+
+/// Refuses a folder that could not be made or written, before any time is spent on the run.
+fn check_place(folder: &Path) -> Result<()> {
+    let place = |path: &Path| {
+        if path.as_os_str().is_empty() {
+            PathBuf::from(".")
+        } else {
+            path.to_owned()
+        }
+    };
+    let existing = folder
+        .ancestors()
+        .map(place)
+        .find(|path| path.exists())
+        .unwrap_or(".".into());
+    tempfile::tempfile_in(&existing).map_err(|error| {
+        Failure::user(
+            format!("folder {}", folder.display()),
+            error,
+            "choose another --out",
+        )
+    })?;
+    Ok(())
 }
 
 /// The checkpoint of a run, refused if it was made by another recipe.

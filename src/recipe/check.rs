@@ -236,6 +236,22 @@ pub fn check(r: &Recipe) -> Result<()> {
         "quant_bits = {}",
         r.quant_bits
     );
+    require!(
+        r.calibration_sequences >= 1,
+        "the published recipe uses 64",
+        "calibration_sequences = 0 leaves GPTQ nothing to read"
+    );
+    require!(
+        r.calibration_temperature > 0.0 && r.calibration_temperature.is_finite(),
+        "the published recipe uses 0.8",
+        "calibration_temperature = {} is not positive",
+        r.calibration_temperature
+    );
+    require!(
+        r.hessian_every >= 1,
+        "the published recipe uses 25",
+        "hessian_every = 0"
+    );
     let levels = match r.compressor {
         Compressor::Lzma => 0..=9,
         Compressor::Zstd => 1..=22,

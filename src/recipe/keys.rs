@@ -292,6 +292,10 @@ recipe_keys! {
         quantizer: Quantizer = Quantizer::ClipSearch, Own, "How attention and MLP matrices become integers.";
         quant_bits: usize = 6, Own, "Bits per code of attention and MLP matrices: 5 or 6.";
         hessian_source: HessianSource = HessianSource::SelfGenerated, Own, "Where GPTQ's Hessians come from.";
+        calibration_sequences: usize = 64, Own, "Sequences of `train_seq_len` tokens that the model writes for its own calibration.";
+        calibration_temperature: f64 = 0.8, Own, "Sampling temperature of the calibration text.";
+        hessian_every: usize = 25, Own, "Steps between online Hessian batches.";
+        hessian_below: f64 = 0.8, Own, "Learning-rate multiplier below which online Hessians are accumulated.";
         passthrough_numel: usize = 65_536, Own, "Tensors of at most this many elements stay f16.";
         compressor: Compressor = Compressor::Lzma, Own, "Entropy coder of the artifact.";
         compressor_level: usize = 6, Own, "Level of the coder: lzma 0-9, zstd 1-22.";

@@ -7,6 +7,8 @@
 //! Names and shapes of parameters are the published, unbanked ones (`blocks.3.attn.c_q.weight`), whatever
 //! the layout on the device. Linear weights are `[out, in]`, row-major.
 
+use crate::failure::Failure;
+use crate::quantize::Hessians;
 use anyhow::Result;
 
 /// Element type of a stored tensor.
@@ -136,4 +138,38 @@ pub trait Engine {
 
     /// Name of a tensor (parameter, gradient, optimizer state) that holds a non-finite value, if any.
     fn find_non_finite(&mut self) -> Result<Option<String>>;
+
+    /// Whether [`Engine::hessians`] and [`Engine::generate`] are served; GPTQ recipes are refused otherwise.
+    fn calibrates(&self) -> bool {
+        false
+    }
+
+    /// For every attention and MLP matrix the sum of x xᵀ over its inputs x on these tokens (`cols * cols`, row-major, a bf16
+    /// product as published), by parameter name; live weights, evaluation mode.
+    fn hessians(&mut self, tokens: &[u16], seq_len: usize) -> Result<Hessians> {
+        let _ = (tokens, seq_len);
+        Err(no_calibration())
+    }
+
+    /// Text written by the live weights: `sequences` rows of `seq_len` ids. The first is uniform, each other one is sampled from
+    /// softmax(logits / temperature) given all before it.
+    fn generate(
+        &mut self,
+        sequences: usize,
+        seq_len: usize,
+        temperature: f32,
+        seed: u64,
+    ) -> Result<Vec<u16>> {
+        let _ = (sequences, seq_len, temperature, seed);
+        Err(no_calibration())
+    }
+}
+
+fn no_calibration() -> anyhow::Error {
+    Failure::user(
+        "quantizer gptq",
+        "it needs Hessians of the layers' inputs, which this engine does not collect",
+        "use --set quantizer=clip_search",
+    )
+    .into()
 }

@@ -148,6 +148,11 @@ impl Reporter {
         result
     }
 
+    /// Adds a phase that was over before there was a reporter.
+    pub fn add_phase(&mut self, name: &str, time: Duration) {
+        self.phases.push((name.to_owned(), time));
+    }
+
     /// The phases as a table.
     pub fn phase_table(&self) -> String {
         let total: Duration = self.phases.iter().map(|(_, time)| *time).sum();

@@ -1,6 +1,7 @@
 //! Training: the loop ([`run`]) over an [`engine::Engine`], with its schedule, averages, log and phases.
 
 pub mod averaging;
+pub mod calibrate;
 pub mod curve;
 pub mod engine;
 pub mod log;

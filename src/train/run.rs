@@ -5,6 +5,7 @@
 //! Between steps the loop may write a checkpoint; Ctrl-C makes it write one and return.
 
 use super::averaging::Snapshots;
+use super::calibrate::Online;
 use super::engine::{Engine, StepInputs, StepOutput};
 use super::log::Reporter;
 use super::schedule::{Clock, multiplier, rates, warmup_rates};
@@ -37,6 +38,7 @@ pub struct Run<'a> {
 pub struct Outcome {
     pub progress: Progress,
     pub snapshots: Snapshots,
+    pub online: Online,
     /// Ctrl-C; the checkpoint is written.
     pub interrupted: bool,
     pub last_loss: f32,
@@ -95,14 +97,15 @@ pub fn train(
 ) -> Result<Outcome> {
     let recipe = run.recipe;
     let resumed = from.is_some();
-    let (mut progress, mut snapshots) = match from {
+    let (mut progress, mut snapshots, mut online) = match from {
         Some(checkpoint) => {
-            let (snapshots, state) =
-                Snapshots::split_state(checkpoint.progress.snapshots, checkpoint.tensors);
+            let progress = checkpoint.progress;
+            let (snapshots, rest) = Snapshots::split_state(progress.snapshots, checkpoint.tensors);
+            let (online, state) = Online::split_state(progress.hessian_batches, rest);
             engine.load_state(&state)?;
-            (checkpoint.progress, snapshots)
+            (progress, snapshots, online)
         }
-        None => (Progress::default(), Snapshots::default()),
+        None => (Progress::default(), Snapshots::default(), Online::default()),
     };
     if !resumed && recipe.warmup_steps > 0 {
         reporter.phase("warm-up", |reporter| {
@@ -136,10 +139,11 @@ pub fn train(
                         progress.train_ms, recipe.iterations
                     ))?;
                 }
-                save(run, engine, &progress, &snapshots)?;
+                save(run, engine, &progress, &snapshots, &online)?;
                 return Ok(Outcome {
                     progress,
                     snapshots,
+                    online,
                     interrupted: false,
                     last_loss,
                 });
@@ -147,10 +151,11 @@ pub fn train(
             if run.stop.load(Ordering::Relaxed) {
                 clock.pause();
                 progress.train_ms = clock.ms(step);
-                save(run, engine, &progress, &snapshots)?;
+                save(run, engine, &progress, &snapshots, &online)?;
                 return Ok(Outcome {
                     progress,
                     snapshots,
+                    online,
                     interrupted: true,
                     last_loss,
                 });
@@ -158,6 +163,13 @@ pub fn train(
 
             let before = clock.ms(step);
             let scale = multiplier(recipe, step, before);
+            if Online::due(recipe, step, scale) {
+                let extra = data.take()?;
+                let first = extra.tokens.len() / shape.micro_steps;
+                online.add(engine.hessians(&extra.tokens[..first], shape.seq_len)?)?;
+                progress.hessian_batches = online.count;
+                data.recycle(extra);
+            }
             let batch = data.take()?;
             let output = engine.step(&inputs(recipe, &batch, &shape, step, scale))?;
             if !output.loss.is_finite() || !output.grad_norm.is_finite() {
@@ -192,7 +204,7 @@ pub fn train(
             {
                 clock.pause();
                 progress.train_ms = clock.ms(progress.step);
-                save(run, engine, &progress, &snapshots)?;
+                save(run, engine, &progress, &snapshots, &online)?;
                 clock.start();
             }
         }
@@ -276,12 +288,14 @@ fn save(
     engine: &mut dyn Engine,
     progress: &Progress,
     snapshots: &Snapshots,
+    online: &Online,
 ) -> Result<()> {
     let Some(path) = run.checkpoint else {
         return Ok(());
     };
     let mut tensors = engine.save_state()?;
     tensors.extend(snapshots.state());
+    tensors.extend(online.state());
     Checkpoint {
         progress: progress.clone(),
         recipe: run.recipe_text.to_owned(),

@@ -1,13 +1,15 @@
 //! Scores of an engine, and the way from trained weights to a scored artifact.
 
 use super::averaging::{Snapshots, final_weights};
+use super::calibrate::{Online, self_generated};
 use super::engine::{Engine, Logits};
 use super::log::Reporter;
 use crate::artifact::{Artifact, Budget, write_atomically};
 use crate::data::ByteTable;
 use crate::evaluate::{Scorer, Sliding, Tally, chunked, sliding};
+use crate::failure::Failure;
 use crate::quantize::{Hessians, QuantizedTensor, quantize};
-use crate::recipe::{Quantizer, Recipe, SlidingTail, StorageType};
+use crate::recipe::{HessianSource, Quantizer, Recipe, SlidingTail, StorageType};
 use anyhow::Result;
 use serde_json::json;
 use std::path::Path;
@@ -106,7 +108,7 @@ pub struct Finish<'a> {
 pub fn finish(
     how: &Finish<'_>,
     engine: &mut dyn Engine,
-    snapshots: &Snapshots,
+    (snapshots, online): (&Snapshots, &Online),
     reporter: &mut Reporter,
 ) -> Result<Finished> {
     let Finish {
@@ -131,7 +133,8 @@ pub fn finish(
     })?;
     let (averaged, weights) = averaged;
     let budget = reporter.phase("quantize and pack", |reporter| {
-        let quantized = quantize(recipe, &weights, &Hessians::new(), &mut |_| {})?;
+        let hessians = calibrate(recipe, engine, online, reporter)?;
+        let quantized = quantize(recipe, &weights, &hessians, &mut |_| {})?;
         pack(how, quantized, &label, reporter)
     })?;
     let roundtrip = reporter.phase("roundtrip score", |reporter| {
@@ -235,14 +238,48 @@ fn pack(
 }
 
 /// Refuses a recipe that asks the engine for what it cannot do, before any time is spent.
-pub fn check_support(recipe: &Recipe) -> Result<()> {
-    if recipe.quantizer == Quantizer::Gptq {
-        return Err(crate::failure::Failure::user(
+pub fn check_support(recipe: &Recipe, engine: &dyn Engine) -> Result<()> {
+    if recipe.quantizer == Quantizer::Gptq && !engine.calibrates() {
+        return Err(Failure::user(
             format!("recipe {}", recipe.name),
-            "quantizer = \"gptq\" needs Hessians of the layers' inputs, which the engine does not collect yet",
+            "quantizer = \"gptq\" needs Hessians of the layers' inputs, which the engine does not collect",
             "use --set quantizer=clip_search",
         )
         .into());
     }
     Ok(())
+}
+
+/// The Hessians that the recipe's quantizer needs, with the final weights live in the engine.
+pub fn calibrate(
+    recipe: &Recipe,
+    engine: &mut dyn Engine,
+    online: &Online,
+    reporter: &mut Reporter,
+) -> Result<Hessians> {
+    if recipe.quantizer != Quantizer::Gptq {
+        return Ok(Hessians::new());
+    }
+    match recipe.hessian_source {
+        HessianSource::Online => {
+            let hessians = online.mean();
+            if hessians.is_empty() {
+                return Err(Failure::user(
+                    "quantizer gptq",
+                    "no Hessian was accumulated: the learning rate never fell below hessian_below on a multiple of hessian_every",
+                    "use a longer warmdown, a smaller hessian_every, or `birdie pack` with --set quantizer=clip_search",
+                )
+                .into());
+            }
+            Ok(hessians)
+        }
+        HessianSource::SelfGenerated => {
+            reporter.live(recipe.calibration_sequences, "calibration");
+            let result = self_generated(recipe, engine, &mut |done| {
+                reporter.live_at(done, String::new)
+            });
+            reporter.end_live();
+            result
+        }
+    }
 }

@@ -10,6 +10,7 @@ pub struct Toy {
     ema: Vec<f32>,
     /// Makes the given call of `step` (from 1) put a NaN into the weights.
     pub poison: Option<usize>,
+    pub calibrates: bool,
     pub calls: usize,
     pub seen: Vec<Rates>,
 }
@@ -25,6 +26,7 @@ impl Toy {
             ema: weights.clone(),
             weights,
             poison: None,
+            calibrates: true,
             calls: 0,
             seen: Vec::new(),
         }
@@ -156,5 +158,30 @@ impl Engine for Toy {
             .iter()
             .any(|w| !w.is_finite())
             .then(|| "blocks.0.mlp.fc.weight".to_owned()))
+    }
+
+    fn calibrates(&self) -> bool {
+        self.calibrates
+    }
+
+    /// Inputs are one-hot tokens.
+    fn hessians(&mut self, tokens: &[u16], _: usize) -> Result<crate::quantize::Hessians> {
+        let mut values = vec![0.0; self.vocab * self.vocab];
+        for token in tokens {
+            values[usize::from(*token) * (self.vocab + 1)] += 1.0;
+        }
+        Ok([("blocks.0.mlp.fc.weight".to_owned(), values)].into())
+    }
+
+    fn generate(
+        &mut self,
+        sequences: usize,
+        seq_len: usize,
+        _: f32,
+        seed: u64,
+    ) -> Result<Vec<u16>> {
+        Ok((0..sequences * seq_len)
+            .map(|i| ((i as u64 * 7 + seed) % self.vocab as u64) as u16)
+            .collect())
     }
 }

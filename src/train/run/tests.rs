@@ -226,7 +226,7 @@ fn finishing_packs_what_it_scores() {
     let finished = finish(
         &how,
         &mut engine,
-        &outcome.snapshots,
+        (&outcome.snapshots, &outcome.online),
         &mut Reporter::silent(),
     )
     .unwrap();
