@@ -11,7 +11,7 @@ use crate::memory::ALLOCATION_ALIGN;
 /// What a pointer is.
 pub enum Kind {
     /// Memory of a device.
-    Device(usize),
+    Device,
     /// Host memory that the driver knows: it is read and written when an operation happens.
     Host,
     /// Host memory that it does not know.
@@ -56,10 +56,11 @@ impl State {
             pool.used_high = pool.used_high.max(pool.used);
         }
         for other in self.gpus_with_access(gpu) {
-            self.gpus[other]
-                .device
-                .memory
-                .register_host(address, bytes, format!("{name} of device {gpu}"));
+            self.gpus[other].device.memory.register_host(
+                address,
+                bytes,
+                format!("{name} of device {gpu}"),
+            );
         }
         Ok(address)
     }
@@ -179,22 +180,26 @@ impl State {
         if self.host_block(address).is_some() {
             return Kind::Host;
         }
-        match self.device_of(address) {
-            Some(gpu) => Kind::Device(gpu),
-            None => Kind::Pageable,
-        }
-    }
-
-    /// The device on which an address is allocated. Also true of module variables.
-    fn device_of(&self, address: u64) -> Option<usize> {
-        self.gpus
+        // The arenas also hold the variables of modules, which have no owner in the tables.
+        let on_device = self
+            .gpus
             .iter()
-            .position(|gpu| gpu.device.memory.find(address).is_some_and(|a| !a.host))
+            .any(|gpu| gpu.device.memory.find(address).is_some_and(|a| !a.host));
+        if on_device {
+            Kind::Device
+        } else {
+            Kind::Pageable
+        }
     }
 
     /// Checks that a range lies in one device allocation, or in host memory that the driver knows.
     pub fn check_device_range(&self, what: &str, address: u64, bytes: u64) -> Outcome {
-        if bytes == 0 || self.gpus.iter().any(|gpu| gpu.device.memory.covers(address, bytes)) {
+        if bytes == 0
+            || self
+                .gpus
+                .iter()
+                .any(|gpu| gpu.device.memory.covers(address, bytes))
+        {
             return Ok(());
         }
         let found = self

@@ -9,9 +9,9 @@ use std::thread::ThreadId;
 
 use super::error::{Code, Outcome};
 use super::graph::{Graph, NodeKind};
+use super::put;
 use super::queue::OpId;
 use super::state::{self, CAPTURE_MODE, Handle, State};
-use super::put;
 use super::work::{Stamp, Work};
 
 /// `CUstreamCaptureMode`
@@ -94,10 +94,9 @@ impl State {
             return Ok(());
         }
         let context = entry.context;
-        let capturing = self
-            .streams
-            .values()
-            .find(|other| other.context == context && !other.non_blocking && other.capture.is_some());
+        let capturing = self.streams.values().find(|other| {
+            other.context == context && !other.non_blocking && other.capture.is_some()
+        });
         if let Some(capture) = capturing.and_then(|other| other.capture) {
             self.invalidate(capture);
             return Code::STREAM_CAPTURE_IMPLICIT
@@ -114,11 +113,14 @@ impl State {
         }
         let thread = std::thread::current().id();
         let local = CAPTURE_MODE.get() == mode::THREAD_LOCAL;
-        let hit = self.captures.iter().find(|(_, capture)| match capture.mode {
-            mode::GLOBAL => !local || capture.thread == thread,
-            mode::THREAD_LOCAL => capture.thread == thread,
-            _ => false,
-        });
+        let hit = self
+            .captures
+            .iter()
+            .find(|(_, capture)| match capture.mode {
+                mode::GLOBAL => !local || capture.thread == thread,
+                mode::THREAD_LOCAL => capture.thread == thread,
+                _ => false,
+            });
         if let Some((&capture, _)) = hit {
             self.invalidate(capture);
             return Code::STREAM_CAPTURE_UNSUPPORTED
@@ -131,8 +133,7 @@ impl State {
     pub fn check_not_capturing(&mut self, stream: Handle, what: &str) -> Outcome {
         if let Some(capture) = self.stream(stream)?.capture {
             self.invalidate(capture);
-            return Code::STREAM_CAPTURE_UNSUPPORTED
-                .fail(format!("{what}: the stream captures"));
+            return Code::STREAM_CAPTURE_UNSUPPORTED.fail(format!("{what}: the stream captures"));
         }
         self.check_implicit(stream)
     }
@@ -165,7 +166,8 @@ impl State {
         let own = self.stream(stream)?.capture;
         if let Some((capture, nodes)) = entry.captured.clone() {
             if !self.captures.contains_key(&capture) {
-                return Code::ILLEGAL_STATE.fail("the event was recorded in a capture that has ended");
+                return Code::ILLEGAL_STATE
+                    .fail("the event was recorded in a capture that has ended");
             }
             self.valid_capture(capture)?;
             match own {
@@ -197,8 +199,9 @@ impl State {
         }
         if let Some(capture) = own {
             self.invalidate(capture);
-            return Code::STREAM_CAPTURE_ISOLATION
-                .fail("a capturing stream cannot wait for an event of a stream that does not capture");
+            return Code::STREAM_CAPTURE_ISOLATION.fail(
+                "a capturing stream cannot wait for an event of a stream that does not capture",
+            );
         }
         let before = self.event(event)?.recorded.as_ref().map(|(id, _)| *id);
         if let Some(before) = before.filter(|&id| self.queue.pending(id)) {
@@ -248,7 +251,8 @@ impl State {
         }
         let entry = self.stream(stream)?;
         if entry.legacy {
-            return Code::STREAM_CAPTURE_UNSUPPORTED.fail("the legacy default stream cannot capture");
+            return Code::STREAM_CAPTURE_UNSUPPORTED
+                .fail("the legacy default stream cannot capture");
         }
         if entry.capture.is_some() {
             return Code::ILLEGAL_STATE.fail("the stream captures already");

@@ -3,7 +3,7 @@
 //! | variable | meaning | default |
 //! |---|---|---|
 //! | `BIRDIE_EMU_DEVICES` | number of devices, 1..=16 | 1 |
-//! | `BIRDIE_EMU_MEMORY` | memory of a device in MiB | 80 GiB, at most 3/4 of the host's memory over all devices |
+//! | `BIRDIE_EMU_MEMORY` | memory of a device in bytes | 80 GiB, at most 3/4 of the host's memory over all devices |
 //! | `BIRDIE_EMU_LOG` | set to anything but 0: say on stderr why a call fails | off |
 //!
 //! The settings of execution (`BIRDIE_EMU_SMS`, `BIRDIE_EMU_SEED`, …) are [`Settings`]'.
@@ -11,53 +11,41 @@
 use crate::device::Settings;
 
 /// Largest number of emulated devices.
-const MAX_DEVICES: u64 = 16;
-/// Memory of an H100 SXM, MiB.
-const H100_MEMORY: u64 = 81_559;
+const MAX_DEVICES: u32 = 16;
 
 /// The driver's part of the environment.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub devices: u32,
-    /// Bytes of each device.
-    pub memory: u64,
     pub log: bool,
     pub settings: Settings,
 }
 
 impl Config {
-    /// Reads the environment. A value that is no number, or out of range, is ignored with a line on stderr.
-    pub fn from_env() -> Config {
-        let devices = number("BIRDIE_EMU_DEVICES", 1, 1, MAX_DEVICES) as u32;
-        let host = host_memory() >> 20;
-        let share = (host * 3 / 4 / u64::from(devices)).max(64);
-        let memory = number(
-            "BIRDIE_EMU_MEMORY",
-            H100_MEMORY.min(share),
-            16,
-            16 * H100_MEMORY,
-        ) << 20;
-        Config {
+    /// Reads the environment. The error names the variable.
+    pub fn from_env() -> Result<Config, String> {
+        let mut settings = Settings::from_env()?;
+        let devices = match std::env::var("BIRDIE_EMU_DEVICES") {
+            Err(_) => 1,
+            Ok(text) => match text.trim().parse() {
+                Ok(count) if (1..=MAX_DEVICES).contains(&count) => count,
+                _ => {
+                    return Err(format!(
+                        "BIRDIE_EMU_DEVICES={text} is no number in 1..={MAX_DEVICES}"
+                    ));
+                }
+            },
+        };
+        if std::env::var_os("BIRDIE_EMU_MEMORY").is_none() {
+            // More than the host has would end the host, not the program.
+            let share = host_memory() / 4 * 3 / u64::from(devices);
+            settings.memory_bytes = settings.memory_bytes.min(share.max(64 << 20));
+        }
+        Ok(Config {
             devices,
-            memory,
             log: std::env::var_os("BIRDIE_EMU_LOG").is_some_and(|value| value != "0"),
-            settings: Settings::from_env(),
-        }
-    }
-}
-
-fn number(name: &str, default: u64, low: u64, high: u64) -> u64 {
-    let Ok(text) = std::env::var(name) else {
-        return default;
-    };
-    match text.trim().parse() {
-        Ok(value) if (low..=high).contains(&value) => value,
-        _ => {
-            eprintln!(
-                "birdie-emulator: {name}={text} is no number in {low}..={high}; {default} is used"
-            );
-            default
-        }
+            settings,
+        })
     }
 }
 

@@ -53,7 +53,9 @@ pub unsafe fn primary_release(device: i32) -> Outcome {
     let gpu = guard.gpu(device)?;
     let entry = &mut guard.gpus[gpu];
     if entry.primary_users == 0 {
-        return Code::INVALID_CONTEXT.fail(format!("the primary context of device {device} is not retained"));
+        return Code::INVALID_CONTEXT.fail(format!(
+            "the primary context of device {device} is not retained"
+        ));
     }
     entry.primary_users -= 1;
     if entry.primary_users == 0 {
@@ -192,7 +194,12 @@ pub unsafe fn set_current(context: u64) -> Outcome {
 /// No context is no error here: the answer is null.
 pub unsafe fn get_current(out: *mut u64) -> Outcome {
     let _guard = state::lock()?;
-    put(out, CURRENT.with_borrow(|stack| stack.last().copied()).unwrap_or(0))
+    put(
+        out,
+        CURRENT
+            .with_borrow(|stack| stack.last().copied())
+            .unwrap_or(0),
+    )
 }
 
 pub unsafe fn get_device(out: *mut i32) -> Outcome {
@@ -274,7 +281,15 @@ pub unsafe fn get_limit(out: *mut usize, limit: u32) -> Outcome {
     let Some(default) = default_limit(limit) else {
         return Code::UNSUPPORTED_LIMIT.fail(format!("no limit {limit}"));
     };
-    put(out, guard.context(context)?.limits.get(&limit).copied().unwrap_or(default))
+    put(
+        out,
+        guard
+            .context(context)?
+            .limits
+            .get(&limit)
+            .copied()
+            .unwrap_or(default),
+    )
 }
 
 pub unsafe fn set_limit(limit: u32, value: usize) -> Outcome {

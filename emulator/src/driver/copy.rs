@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use super::blocks::{Kind, check_host_range};
 use super::error::{Code, Outcome};
+use super::run;
 use super::state::{self, Handle, State};
 use super::types::{Memcpy2D, Memcpy3D, memory_type};
 use super::work::{Copy, Fill, Work};
-use super::run;
 
 /// A structure that a caller gives.
 ///
@@ -32,13 +32,18 @@ impl State {
             return Ok(());
         }
         match self.kind(address) {
-            Kind::Device(_) | Kind::Host => self.check_device_range(what, address, bytes),
+            Kind::Device | Kind::Host => self.check_device_range(what, address, bytes),
             Kind::Pageable if device => self.check_device_range(what, address, bytes),
             Kind::Pageable => check_host_range(what, address, bytes),
         }
     }
 
-    fn check_copy(&self, copy: &Copy, source_on_device: bool, destination_on_device: bool) -> Outcome {
+    fn check_copy(
+        &self,
+        copy: &Copy,
+        source_on_device: bool,
+        destination_on_device: bool,
+    ) -> Outcome {
         let span = |pitch: usize, slice: usize| -> Outcome<u64> {
             if copy.width == 0 || copy.height == 0 || copy.depth == 0 {
                 return Ok(0);
@@ -120,41 +125,81 @@ const EITHER: Sides = Sides {
 };
 
 pub unsafe fn htod(destination: u64, source: u64, bytes: usize) -> Outcome {
-    submit(Copy::linear(source, destination, bytes), HOST_TO_DEVICE, 0, true)
+    submit(
+        Copy::linear(source, destination, bytes),
+        HOST_TO_DEVICE,
+        0,
+        true,
+    )
 }
 
 pub unsafe fn dtoh(destination: u64, source: u64, bytes: usize) -> Outcome {
-    submit(Copy::linear(source, destination, bytes), DEVICE_TO_HOST, 0, true)
+    submit(
+        Copy::linear(source, destination, bytes),
+        DEVICE_TO_HOST,
+        0,
+        true,
+    )
 }
 
 /// A copy between device allocations is not waited for by the host.
 pub unsafe fn dtod(destination: u64, source: u64, bytes: usize) -> Outcome {
-    submit(Copy::linear(source, destination, bytes), DEVICE_TO_DEVICE, 0, false)
+    submit(
+        Copy::linear(source, destination, bytes),
+        DEVICE_TO_DEVICE,
+        0,
+        false,
+    )
 }
 
 pub unsafe fn unified(destination: u64, source: u64, bytes: usize) -> Outcome {
     let device_only = {
         let guard = state::lock()?;
-        let on_device = |address| matches!(guard.kind(address), Kind::Device(_));
+        let on_device = |address| matches!(guard.kind(address), Kind::Device);
         on_device(destination) && on_device(source)
     };
-    submit(Copy::linear(source, destination, bytes), EITHER, 0, !device_only)
+    submit(
+        Copy::linear(source, destination, bytes),
+        EITHER,
+        0,
+        !device_only,
+    )
 }
 
 pub unsafe fn htod_async(destination: u64, source: u64, bytes: usize, stream: u64) -> Outcome {
-    submit(Copy::linear(source, destination, bytes), HOST_TO_DEVICE, stream, false)
+    submit(
+        Copy::linear(source, destination, bytes),
+        HOST_TO_DEVICE,
+        stream,
+        false,
+    )
 }
 
 pub unsafe fn dtoh_async(destination: u64, source: u64, bytes: usize, stream: u64) -> Outcome {
-    submit(Copy::linear(source, destination, bytes), DEVICE_TO_HOST, stream, false)
+    submit(
+        Copy::linear(source, destination, bytes),
+        DEVICE_TO_HOST,
+        stream,
+        false,
+    )
 }
 
 pub unsafe fn dtod_async(destination: u64, source: u64, bytes: usize, stream: u64) -> Outcome {
-    submit(Copy::linear(source, destination, bytes), DEVICE_TO_DEVICE, stream, false)
+    submit(
+        Copy::linear(source, destination, bytes),
+        DEVICE_TO_DEVICE,
+        stream,
+        false,
+    )
 }
 
 pub unsafe fn unified_async(destination: u64, source: u64, bytes: usize, stream: u64) -> Outcome {
-    submit(Copy::linear(source, destination, bytes), EITHER, stream, false)
+    submit(
+        Copy::linear(source, destination, bytes),
+        EITHER,
+        stream,
+        false,
+    )
 }
 
 fn check_contexts(contexts: [u64; 2]) -> Outcome {
@@ -166,7 +211,12 @@ fn check_contexts(contexts: [u64; 2]) -> Outcome {
 
 pub unsafe fn peer(destination: u64, to: u64, source: u64, from: u64, bytes: usize) -> Outcome {
     check_contexts([to, from])?;
-    submit(Copy::linear(source, destination, bytes), DEVICE_TO_DEVICE, 0, false)
+    submit(
+        Copy::linear(source, destination, bytes),
+        DEVICE_TO_DEVICE,
+        0,
+        false,
+    )
 }
 
 pub unsafe fn peer_async(
@@ -178,7 +228,12 @@ pub unsafe fn peer_async(
     stream: u64,
 ) -> Outcome {
     check_contexts([to, from])?;
-    submit(Copy::linear(source, destination, bytes), DEVICE_TO_DEVICE, stream, false)
+    submit(
+        Copy::linear(source, destination, bytes),
+        DEVICE_TO_DEVICE,
+        stream,
+        false,
+    )
 }
 
 /// One side of a 2-D or 3-D copy: the address of its first byte.
@@ -211,14 +266,32 @@ fn sides(source: u32, destination: u32) -> Sides {
 
 /// Turns the description of a 3-D copy into a copy, and checks it.
 pub fn from_3d(state: &State, raw: &Memcpy3D) -> Outcome<Copy> {
-    let source_pitch = if raw.src_pitch == 0 { raw.width + raw.src_x } else { raw.src_pitch };
-    let destination_pitch = if raw.dst_pitch == 0 { raw.width + raw.dst_x } else { raw.dst_pitch };
-    let source_height = if raw.src_height == 0 { raw.height + raw.src_y } else { raw.src_height };
-    let destination_height = if raw.dst_height == 0 { raw.height + raw.dst_y } else { raw.dst_height };
+    let source_pitch = if raw.src_pitch == 0 {
+        raw.width + raw.src_x
+    } else {
+        raw.src_pitch
+    };
+    let destination_pitch = if raw.dst_pitch == 0 {
+        raw.width + raw.dst_x
+    } else {
+        raw.dst_pitch
+    };
+    let source_height = if raw.src_height == 0 {
+        raw.height + raw.src_y
+    } else {
+        raw.src_height
+    };
+    let destination_height = if raw.dst_height == 0 {
+        raw.height + raw.dst_y
+    } else {
+        raw.dst_height
+    };
     for (what, pitch) in [("source", source_pitch), ("destination", destination_pitch)] {
         if pitch < raw.width && raw.height * raw.depth > 1 {
-            return Code::INVALID_VALUE
-                .fail(format!("{what} pitch {pitch} is less than the width {}", raw.width));
+            return Code::INVALID_VALUE.fail(format!(
+                "{what} pitch {pitch} is less than the width {}",
+                raw.width
+            ));
         }
     }
     let slices = source_pitch
@@ -238,7 +311,13 @@ pub fn from_3d(state: &State, raw: &Memcpy3D) -> Outcome<Copy> {
             raw.dst_type,
             raw.dst_host,
             raw.dst_device,
-            offset(raw.dst_x, raw.dst_y, destination_pitch, raw.dst_z, destination_slice),
+            offset(
+                raw.dst_x,
+                raw.dst_y,
+                destination_pitch,
+                raw.dst_z,
+                destination_slice,
+            ),
         )?,
         width: raw.width,
         height: raw.height,
@@ -249,7 +328,10 @@ pub fn from_3d(state: &State, raw: &Memcpy3D) -> Outcome<Copy> {
         destination_slice,
         staged: None,
     };
-    let Sides { source, destination } = sides(raw.src_type, raw.dst_type);
+    let Sides {
+        source,
+        destination,
+    } = sides(raw.src_type, raw.dst_type);
     state.check_copy(&copy, source, destination)?;
     Ok(copy)
 }
@@ -257,7 +339,7 @@ pub fn from_3d(state: &State, raw: &Memcpy3D) -> Outcome<Copy> {
 /// The description of a captured copy.
 pub fn to_3d(state: &State, copy: &Copy) -> Memcpy3D {
     let kind = |address| match state.kind(address) {
-        Kind::Device(_) => memory_type::DEVICE,
+        Kind::Device => memory_type::DEVICE,
         _ => memory_type::HOST,
     };
     let height = |slice: usize, pitch: usize| slice.checked_div(pitch).unwrap_or(0);
@@ -327,11 +409,16 @@ fn strided(raw: &Memcpy3D, stream: u64, synchronous: bool) -> Outcome {
             return Ok(());
         }
         let copy = from_3d(&guard, raw)?;
-        let host = !matches!(guard.kind(copy.source), Kind::Device(_))
-            || !matches!(guard.kind(copy.destination), Kind::Device(_));
+        let host = !matches!(guard.kind(copy.source), Kind::Device)
+            || !matches!(guard.kind(copy.destination), Kind::Device);
         (copy, host)
     };
-    submit(copy, sides(raw.src_type, raw.dst_type), stream, synchronous && host)
+    submit(
+        copy,
+        sides(raw.src_type, raw.dst_type),
+        stream,
+        synchronous && host,
+    )
 }
 
 pub unsafe fn copy_2d(raw: *const Memcpy2D) -> Outcome {
@@ -368,9 +455,7 @@ pub fn checked_fill(
     if ![1, 2, 4].contains(&element) {
         return Code::INVALID_VALUE.fail(format!("memset: elements of {element} bytes"));
     }
-    if !address.is_multiple_of(element as u64)
-        || (height > 1 && !pitch.is_multiple_of(element))
-    {
+    if !address.is_multiple_of(element as u64) || (height > 1 && !pitch.is_multiple_of(element)) {
         return Code::INVALID_VALUE.fail(format!(
             "memset: {address:#x} with pitch {pitch} is not aligned to {element}"
         ));
@@ -386,7 +471,9 @@ pub fn checked_fill(
         return Code::INVALID_VALUE.fail("memset: the extent overflows");
     };
     if height > 1 && pitch < row {
-        return Code::INVALID_VALUE.fail(format!("memset: pitch {pitch} is less than a row of {row} bytes"));
+        return Code::INVALID_VALUE.fail(format!(
+            "memset: pitch {pitch} is less than a row of {row} bytes"
+        ));
     }
     if row > 0 && height > 0 {
         state.check_device_range("memset", address, span as u64)?;
@@ -445,15 +532,33 @@ pub unsafe fn set_d32_async(address: u64, value: u32, count: usize, stream: u64)
     fill(address, 0, value, 4, count, 1, stream)
 }
 
-pub unsafe fn set_2d_d8(address: u64, pitch: usize, value: u8, width: usize, height: usize) -> Outcome {
+pub unsafe fn set_2d_d8(
+    address: u64,
+    pitch: usize,
+    value: u8,
+    width: usize,
+    height: usize,
+) -> Outcome {
     fill(address, pitch, value.into(), 1, width, height, 0)
 }
 
-pub unsafe fn set_2d_d16(address: u64, pitch: usize, value: u16, width: usize, height: usize) -> Outcome {
+pub unsafe fn set_2d_d16(
+    address: u64,
+    pitch: usize,
+    value: u16,
+    width: usize,
+    height: usize,
+) -> Outcome {
     fill(address, pitch, value.into(), 2, width, height, 0)
 }
 
-pub unsafe fn set_2d_d32(address: u64, pitch: usize, value: u32, width: usize, height: usize) -> Outcome {
+pub unsafe fn set_2d_d32(
+    address: u64,
+    pitch: usize,
+    value: u32,
+    width: usize,
+    height: usize,
+) -> Outcome {
     fill(address, pitch, value, 4, width, height, 0)
 }
 

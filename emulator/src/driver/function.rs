@@ -4,37 +4,15 @@ use std::ffi::c_char;
 use std::sync::atomic::Ordering;
 
 use super::error::{Code, Outcome};
-use super::module::{DEFAULT_SHARED, Kernel, MAX_SHARED};
+use super::module::Kernel;
 use super::state;
 use super::{put, types};
-
-/// Shared memory of an SM that blocks can use, and what the system takes of it per block.
-const SHARED_PER_SM: u32 = 228 << 10;
-const RESERVED_SHARED: u32 = 1 << 10;
-const REGISTERS_PER_SM: u32 = 64 << 10;
-const THREADS_PER_SM: u32 = 2048;
-const BLOCKS_PER_SM: u32 = 32;
-/// Largest portable cluster, and the largest at all.
-const PORTABLE_CLUSTER: u32 = 8;
-pub const LARGEST_CLUSTER: u32 = 16;
+use crate::device::{LaunchConfig, LaunchError};
+use crate::exec::launch::{
+    MAX_CLUSTER, MAX_SHARED, PORTABLE_CLUSTER, SHARED_PER_SM, SHARED_RESERVED,
+};
 
 impl Kernel {
-    /// Registers per thread. NOTE: there is no machine code here, so this is the registers of the program after liveness, rounded
-    /// as the hardware allocates them and capped as ptxas would cap them for the launch bounds.
-    pub fn registers(&self) -> u32 {
-        let bounds = &self.program.bounds;
-        let mut cap = 255;
-        if let Some(limit) = bounds.maxnreg {
-            cap = cap.min(limit);
-        }
-        if bounds.maxntid.or(bounds.reqntid).is_some() {
-            let threads = self.max_threads().next_multiple_of(128);
-            let blocks = bounds.minnctapersm.unwrap_or(1).max(1);
-            cap = cap.min((REGISTERS_PER_SM / (threads * blocks)).max(24) & !7);
-        }
-        self.program.rows.next_multiple_of(8).clamp(16, cap.max(16))
-    }
-
     /// Threads per block at most.
     pub fn max_threads(&self) -> u32 {
         let bounds = &self.program.bounds;
@@ -53,18 +31,12 @@ impl Kernel {
         self.program.bounds.reqnctapercluster
     }
 
-    /// Blocks of one SM, by the scarcest resource.
+    /// Blocks of one SM, by the scarcest resource; 0 where a launch would be refused.
     pub fn blocks_per_sm(&self, threads: u32, dynamic_shared: u32) -> u32 {
         if threads == 0 || threads > self.max_threads() {
             return 0;
         }
-        let shared = self.program.shared_bytes + dynamic_shared + RESERVED_SHARED;
-        let warps = threads.div_ceil(32);
-        let registers = warps * (self.registers() * 32).next_multiple_of(256);
-        (SHARED_PER_SM / shared.next_multiple_of(128))
-            .min(REGISTERS_PER_SM / registers.max(1))
-            .min(THREADS_PER_SM / (warps * 32))
-            .min(BLOCKS_PER_SM)
+        self.program.ctas_per_sm(threads, dynamic_shared)
     }
 
     /// The parameter block from separate values.
@@ -130,13 +102,13 @@ pub unsafe fn get_attribute(out: *mut i32, which: u32, function: u64) -> Outcome
         attribute::SHARED => program.shared_bytes,
         attribute::CONST | attribute::CACHE_MODE_CA | attribute::CLUSTER_SCHEDULING => 0,
         attribute::LOCAL => program.local_bytes,
-        attribute::REGISTERS => kernel.registers(),
+        attribute::REGISTERS => kernel.program.registers_per_thread(),
         attribute::PTX_VERSION | attribute::BINARY_VERSION => 90,
         attribute::MAX_DYNAMIC_SHARED => super::module::dynamic_shared_limit(&kernel),
         attribute::CARVEOUT => kernel.preferred_carveout.load(Ordering::Relaxed),
-        attribute::CLUSTER_MUST_BE_SET => u32::from(
-            program.bounds.explicit_cluster && program.bounds.reqnctapercluster.is_none(),
-        ),
+        attribute::CLUSTER_MUST_BE_SET => {
+            u32::from(program.bounds.explicit_cluster && program.bounds.reqnctapercluster.is_none())
+        }
         attribute::CLUSTER_WIDTH..=attribute::CLUSTER_DEPTH => kernel
             .cluster()
             .map_or(0, |size| size[(which - attribute::CLUSTER_WIDTH) as usize]),
@@ -164,7 +136,9 @@ pub unsafe fn set_attribute(function: u64, which: u32, value: i32) -> Outcome {
             }
         }
         attribute::CARVEOUT if (-1..=100).contains(&value) => {
-            kernel.preferred_carveout.store(value as u32, Ordering::Relaxed);
+            kernel
+                .preferred_carveout
+                .store(value as u32, Ordering::Relaxed);
             Ok(())
         }
         attribute::CLUSTER_WIDTH..=attribute::CLUSTER_DEPTH if (0..=16).contains(&value) => {
@@ -173,16 +147,25 @@ pub unsafe fn set_attribute(function: u64, which: u32, value: i32) -> Outcome {
             Ok(())
         }
         attribute::NON_PORTABLE_CLUSTER if (0..=1).contains(&value) => {
-            kernel.non_portable_cluster.store(value as u32, Ordering::Relaxed);
+            kernel
+                .non_portable_cluster
+                .store(value as u32, Ordering::Relaxed);
             Ok(())
         }
         attribute::CLUSTER_SCHEDULING if (0..=2).contains(&value) => Ok(()),
-        _ => Code::INVALID_VALUE.fail(format!("function attribute {which} cannot be set to {value}")),
+        _ => Code::INVALID_VALUE.fail(format!(
+            "function attribute {which} cannot be set to {value}"
+        )),
     }
 }
 
 /// The `CUkernel` forms take the device last.
-pub unsafe fn kernel_get_attribute(out: *mut i32, which: u32, kernel: u64, _device: i32) -> Outcome {
+pub unsafe fn kernel_get_attribute(
+    out: *mut i32,
+    which: u32,
+    kernel: u64,
+    _device: i32,
+) -> Outcome {
     // SAFETY: the caller's promise.
     unsafe { get_attribute(out, which, kernel) }
 }
@@ -247,7 +230,12 @@ pub unsafe fn load(function: u64) -> Outcome {
     state::lock()?.kernel_of(function).map(drop)
 }
 
-pub unsafe fn max_active_blocks(out: *mut i32, function: u64, threads: i32, shared: usize) -> Outcome {
+pub unsafe fn max_active_blocks(
+    out: *mut i32,
+    function: u64,
+    threads: i32,
+    shared: usize,
+) -> Outcome {
     let mut guard = state::lock()?;
     let kernel = guard.kernel_of(function)?;
     let threads = u32::try_from(threads)
@@ -255,7 +243,10 @@ pub unsafe fn max_active_blocks(out: *mut i32, function: u64, threads: i32, shar
         .filter(|&threads| threads > 0)
         .ok_or_else(|| Code::INVALID_VALUE.because(format!("{threads} threads per block")))?;
     let shared = u32::try_from(shared).unwrap_or(u32::MAX / 2);
-    put(out, kernel.blocks_per_sm(threads, shared.min(1 << 24)) as i32)
+    put(
+        out,
+        kernel.blocks_per_sm(threads, shared.min(1 << 24)) as i32,
+    )
 }
 
 pub unsafe fn max_active_blocks_flags(
@@ -292,7 +283,10 @@ pub unsafe fn max_potential_block(
         kernel.max_threads()
     };
     let mut best = (0, 0, 0);
-    for threads in (1..=most.div_ceil(32)).rev().map(|warps| (warps * 32).min(most)) {
+    for threads in (1..=most.div_ceil(32))
+        .rev()
+        .map(|warps| (warps * 32).min(most))
+    {
         // SAFETY: the caller's function, which maps a block size to bytes. The lock is not held.
         let bytes = shared_of.map_or(shared, |shared_of| unsafe { shared_of(threads as i32) });
         let blocks = kernel.blocks_per_sm(threads, u32::try_from(bytes).unwrap_or(1 << 24));
@@ -317,14 +311,21 @@ pub unsafe fn max_potential_block_flags(
     unsafe { max_potential_block(grid, block, function, shared_of, shared, limit) }
 }
 
-pub unsafe fn available_shared(out: *mut usize, function: u64, blocks: i32, threads: i32) -> Outcome {
+pub unsafe fn available_shared(
+    out: *mut usize,
+    function: u64,
+    blocks: i32,
+    threads: i32,
+) -> Outcome {
     let mut guard = state::lock()?;
     let kernel = guard.kernel_of(function)?;
     if blocks <= 0 || threads <= 0 {
         return Code::INVALID_VALUE.fail(format!("{blocks} blocks of {threads} threads"));
     }
-    let share = (SHARED_PER_SM / blocks as u32).saturating_sub(RESERVED_SHARED) & !127;
-    let free = share.min(MAX_SHARED).saturating_sub(kernel.program.shared_bytes);
+    let share = (SHARED_PER_SM / blocks as u32).saturating_sub(SHARED_RESERVED) & !127;
+    let free = share
+        .min(MAX_SHARED)
+        .saturating_sub(kernel.program.shared_bytes);
     put(out, free as usize)
 }
 
@@ -340,7 +341,7 @@ pub unsafe fn max_cluster_size(
         return Code::INVALID_VALUE.fail("no launch configuration");
     }
     let largest = if kernel.non_portable_cluster.load(Ordering::Relaxed) != 0 {
-        LARGEST_CLUSTER
+        MAX_CLUSTER
     } else {
         PORTABLE_CLUSTER
     };
@@ -363,93 +364,45 @@ pub unsafe fn max_active_clusters(
         .unwrap_or([1, 1, 1])
         .iter()
         .product();
-    let blocks = kernel.blocks_per_sm(threads, launch.dynamic_shared) * guard.config.settings.sm_count;
+    let blocks =
+        kernel.blocks_per_sm(threads, launch.dynamic_shared) * guard.config.settings.sm_count;
     // A GPC of the device has up to 18 SMs; here all SMs count as one GPC.
     put(out, (blocks / cluster.max(1)) as i32)
 }
 
-/// The limits on a launch, in the order in which the driver looks at them.
-pub fn check_launch(kernel: &Kernel, config: &crate::device::LaunchConfig) -> Outcome {
+/// The limits on a launch: those of the program, and those that attributes of the function set.
+pub fn check_launch(kernel: &Kernel, config: &LaunchConfig, parameters: &[u8]) -> Outcome {
+    kernel
+        .program
+        .check(config, parameters)
+        .map_err(launch_error)?;
     let name = &kernel.name;
-    let crate::device::LaunchConfig {
-        grid,
-        block,
-        cluster,
-        dynamic_shared,
-    } = *config;
-    if grid.contains(&0) || block.contains(&0) {
-        return Code::INVALID_VALUE.fail(format!("{name}: empty grid {grid:?} or block {block:?}"));
-    }
-    if grid[0] > i32::MAX as u32 || grid[1] > 65_535 || grid[2] > 65_535 {
-        return Code::INVALID_VALUE.fail(format!(
-            "{name}: grid {grid:?} is beyond [2147483647, 65535, 65535]"
-        ));
-    }
-    let threads = block.iter().map(|&n| u64::from(n)).product::<u64>();
-    if block[0] > 1024 || block[1] > 1024 || block[2] > 64 || threads > 1024 {
-        return Code::INVALID_VALUE.fail(format!(
-            "{name}: block {block:?} is beyond [1024, 1024, 64] or 1024 threads"
-        ));
-    }
-    if let Some(required) = kernel.program.bounds.reqntid
-        && required != block
-    {
-        return Code::INVALID_VALUE.fail(format!(
-            "{name}: block {block:?}, the kernel is compiled for {required:?} (.reqntid)"
-        ));
-    }
-    if threads > u64::from(kernel.max_threads()) {
-        return Code::INVALID_VALUE.fail(format!(
-            "{name}: {threads} threads per block, the kernel is compiled for at most {}",
-            kernel.max_threads()
-        ));
-    }
     let limit = super::module::dynamic_shared_limit(kernel);
-    if dynamic_shared > limit {
+    if config.dynamic_shared > limit {
         return Code::INVALID_VALUE.fail(format!(
-            "{name}: {dynamic_shared} bytes of dynamic shared memory, {limit} are allowed \
+            "{name}: {} bytes of dynamic shared memory, {limit} are allowed \
              (CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES raises that to at most {})",
+            config.dynamic_shared,
             MAX_SHARED.saturating_sub(kernel.program.shared_bytes)
         ));
     }
-    if kernel.program.shared_bytes > DEFAULT_SHARED {
-        return Code::INVALID_VALUE.fail(format!(
-            "{name}: {} bytes of static shared memory, 49152 is the limit",
-            kernel.program.shared_bytes
-        ));
-    }
-    let blocks: u64 = cluster.iter().map(|&n| u64::from(n)).product();
-    let largest = if kernel.non_portable_cluster.load(Ordering::Relaxed) != 0 {
-        LARGEST_CLUSTER
-    } else {
-        PORTABLE_CLUSTER
-    };
-    if blocks == 0 || blocks > u64::from(largest) {
+    let blocks: u32 = config.cluster.iter().product();
+    if blocks > PORTABLE_CLUSTER && kernel.non_portable_cluster.load(Ordering::Relaxed) == 0 {
         return Code::INVALID_CLUSTER_SIZE.fail(format!(
-            "{name}: cluster {cluster:?} has {blocks} blocks, {largest} is the limit \
-             (CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED raises it to {LARGEST_CLUSTER})"
-        ));
-    }
-    for d in 0..3 {
-        if !grid[d].is_multiple_of(cluster[d]) {
-            return Code::INVALID_VALUE.fail(format!(
-                "{name}: grid {grid:?} is no multiple of the cluster {cluster:?}"
-            ));
-        }
-    }
-    if let Some(compiled) = kernel.program.bounds.reqnctapercluster
-        && compiled != cluster
-    {
-        return Code::INVALID_VALUE.fail(format!(
-            "{name}: cluster {cluster:?}, the kernel is compiled for {compiled:?} (.reqnctapercluster)"
-        ));
-    }
-    if kernel.blocks_per_sm(threads as u32, dynamic_shared) == 0 {
-        return Code::LAUNCH_OUT_OF_RESOURCES.fail(format!(
-            "{name}: a block of {threads} threads with {} registers each and {} bytes of shared memory does not fit an SM",
-            kernel.registers(),
-            kernel.program.shared_bytes + dynamic_shared
+            "{name}: cluster {:?} has {blocks} blocks, {PORTABLE_CLUSTER} is the limit \
+             (CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED raises it to {MAX_CLUSTER})",
+            config.cluster
         ));
     }
     Ok(())
+}
+
+/// The code for a launch that is refused, or that failed.
+pub fn launch_error(error: LaunchError) -> super::error::Error {
+    match error {
+        LaunchError::InvalidValue(why) => Code::INVALID_VALUE.because(why),
+        LaunchError::OutOfResources(why) => Code::LAUNCH_OUT_OF_RESOURCES.because(why),
+        LaunchError::InvalidClusterSize(why) => Code::INVALID_CLUSTER_SIZE.because(why),
+        LaunchError::Fault(_) => Code::LAUNCH_FAILED.because("the kernel failed"),
+    }
 }

@@ -113,9 +113,9 @@ impl State {
     }
 
     pub fn executable(&mut self, handle: Handle) -> Outcome<&mut Executable> {
-        self.executables
-            .get_mut(&handle)
-            .ok_or_else(|| Code::INVALID_VALUE.because(format!("{handle:#x} is no executable graph")))
+        self.executables.get_mut(&handle).ok_or_else(|| {
+            Code::INVALID_VALUE.because(format!("{handle:#x} is no executable graph"))
+        })
     }
 
     pub fn node(&self, handle: Handle) -> Outcome<&Node> {
@@ -162,7 +162,11 @@ impl State {
     }
 
     /// A copy of a graph with nodes of its own; also which node became which.
-    pub fn clone_graph(&mut self, graph: Handle, owned: bool) -> Outcome<(Handle, HashMap<Handle, Handle>)> {
+    pub fn clone_graph(
+        &mut self,
+        graph: Handle,
+        owned: bool,
+    ) -> Outcome<(Handle, HashMap<Handle, Handle>)> {
         let source = self.graph(graph)?.clone();
         let copy = self.new_graph(Graph {
             nodes: BTreeMap::new(),
@@ -176,7 +180,10 @@ impl State {
         }
         for (node, entry) in source.nodes {
             let mut entry = entry;
-            entry.after.iter_mut().for_each(|before| *before = names[before]);
+            entry
+                .after
+                .iter_mut()
+                .for_each(|before| *before = names[before]);
             if let NodeKind::Child(inner) = entry.kind {
                 entry.kind = NodeKind::Child(self.clone_graph(inner, true)?.0);
             }
@@ -299,12 +306,7 @@ impl State {
                 return Ok(id);
             }
             NodeKind::Wait(event) => {
-                after.extend(
-                    self.event(*event)?
-                        .recorded
-                        .as_ref()
-                        .map(|(id, _)| *id),
-                );
+                after.extend(self.event(*event)?.recorded.as_ref().map(|(id, _)| *id));
                 Work::Nothing
             }
             NodeKind::Child(_) => {

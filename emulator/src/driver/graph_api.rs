@@ -408,7 +408,12 @@ pub unsafe fn update(executable: u64, graph: u64, out: *mut UpdateResult) -> Out
     updated(result)
 }
 
-pub unsafe fn update_v1(executable: u64, graph: u64, error_node: *mut u64, out: *mut u32) -> Outcome {
+pub unsafe fn update_v1(
+    executable: u64,
+    graph: u64,
+    error_node: *mut u64,
+    out: *mut u32,
+) -> Outcome {
     // SAFETY: no pointers.
     let (result, node) = unsafe { update_inner(executable, graph) }?;
     if !error_node.is_null() {

@@ -61,9 +61,9 @@ impl State {
             dynamic_shared: shared,
             cooperative: false,
         };
-        let config = resolve(&kernel, &configuration)?;
         // SAFETY: by the contract of this function.
         let parameters = unsafe { read_parameters(&kernel, parameters, extra) }?;
+        let config = resolve(&kernel, &configuration, &parameters)?;
         Ok(NodeKind::Kernel(
             Arc::new(KernelCall {
                 kernel,
@@ -149,7 +149,12 @@ macro_rules! kernel_functions {
     };
 }
 
-kernel_functions!(add_kernel_v1, set_kernel_v1, set_executable_kernel_v1, false);
+kernel_functions!(
+    add_kernel_v1,
+    set_kernel_v1,
+    set_executable_kernel_v1,
+    false
+);
 kernel_functions!(add_kernel, set_kernel, set_executable_kernel, true);
 
 /// The values are handed out as pointers into a copy that lives as long as the thread asks for no other node.
@@ -217,7 +222,14 @@ pub unsafe fn add_memcpy(
     unsafe {
         let raw = copy::read(parameters)?;
         let copy = copy::from_3d(&guard, &raw)?;
-        add(guard, out, graph, after, count, NodeKind::Memcpy(Arc::new(copy), Some(raw)))
+        add(
+            guard,
+            out,
+            graph,
+            after,
+            count,
+            NodeKind::Memcpy(Arc::new(copy), Some(raw)),
+        )
     }
 }
 
@@ -239,7 +251,11 @@ pub unsafe fn set_executable_memcpy(
     // SAFETY: the caller's promise.
     let raw = unsafe { copy::read(parameters) }?;
     let copy = copy::from_3d(&guard, &raw)?;
-    guard.set_executable_kind(executable, node, NodeKind::Memcpy(Arc::new(copy), Some(raw)))
+    guard.set_executable_kind(
+        executable,
+        node,
+        NodeKind::Memcpy(Arc::new(copy), Some(raw)),
+    )
 }
 
 pub unsafe fn get_memcpy(node: u64, out: *mut Memcpy3D) -> Outcome {

@@ -160,14 +160,21 @@ pub unsafe fn read_parameters(
 }
 
 /// Completes and checks a configuration.
-pub fn resolve(kernel: &Kernel, configuration: &Configuration) -> Outcome<LaunchConfig> {
+pub fn resolve(
+    kernel: &Kernel,
+    configuration: &Configuration,
+    parameters: &[u8],
+) -> Outcome<LaunchConfig> {
     let config = LaunchConfig {
         grid: configuration.grid,
         block: configuration.block,
-        cluster: configuration.cluster.or(kernel.cluster()).unwrap_or([1, 1, 1]),
+        cluster: configuration
+            .cluster
+            .or(kernel.cluster())
+            .unwrap_or([1, 1, 1]),
         dynamic_shared: configuration.dynamic_shared,
     };
-    check_launch(kernel, &config)?;
+    check_launch(kernel, &config, parameters)?;
     Ok(config)
 }
 
@@ -206,12 +213,12 @@ unsafe fn launch(
             kernel.name
         ));
     }
-    let config = resolve(&kernel, configuration)?;
+    // SAFETY: the caller's promise.
+    let block = unsafe { read_parameters(&kernel, parameters, extra) }?;
+    let config = resolve(&kernel, configuration, &block)?;
     if configuration.cooperative {
         guard.check_cooperative(&kernel, &config)?;
     }
-    // SAFETY: the caller's promise.
-    let block = unsafe { read_parameters(&kernel, parameters, extra) }?;
     let call = KernelCall {
         kernel,
         config,

@@ -18,7 +18,12 @@ pub struct Link {
     result: Option<Box<[u8]>>,
 }
 
-pub unsafe fn create(_count: u32, _options: *const u32, _values: *mut u64, out: *mut u64) -> Outcome {
+pub unsafe fn create(
+    _count: u32,
+    _options: *const u32,
+    _values: *mut u64,
+    out: *mut u64,
+) -> Outcome {
     let mut guard = state::lock()?;
     guard.healthy()?;
     let link = guard.handle();
@@ -28,7 +33,8 @@ pub unsafe fn create(_count: u32, _options: *const u32, _values: *mut u64, out: 
 
 fn add(link: u64, image: &[u8]) -> Outcome {
     let ptx = ptx_of_bytes(image)?;
-    let parsed = crate::ptx::parse(&ptx).map_err(|error| Code::INVALID_PTX.because(error.to_string()))?;
+    let parsed =
+        crate::ptx::parse(&ptx).map_err(|error| Code::INVALID_PTX.because(error.to_string()))?;
     let mut guard = state::lock()?;
     let Some(entry) = guard.links.get_mut(&link) else {
         return Code::INVALID_HANDLE.fail(format!("{link:#x} is no link"));
@@ -56,7 +62,9 @@ pub unsafe fn add_data(
         return Code::INVALID_VALUE.fail("no data");
     }
     // SAFETY: the caller gives `bytes` bytes.
-    add(link, unsafe { std::slice::from_raw_parts(data.cast(), bytes) })
+    add(link, unsafe {
+        std::slice::from_raw_parts(data.cast(), bytes)
+    })
 }
 
 pub unsafe fn add_file(
@@ -69,8 +77,8 @@ pub unsafe fn add_file(
 ) -> Outcome {
     // SAFETY: the caller's promise.
     let path = unsafe { text(path, "path") }?;
-    let bytes =
-        std::fs::read(path).map_err(|error| Code::FILE_NOT_FOUND.because(format!("{path}: {error}")))?;
+    let bytes = std::fs::read(path)
+        .map_err(|error| Code::FILE_NOT_FOUND.because(format!("{path}: {error}")))?;
     add(link, &bytes)
 }
 

@@ -182,7 +182,8 @@ pub unsafe fn free_host(address: u64) -> Outcome {
         .get(&address)
         .filter(|block| block.kind == HostKind::Pinned)
     else {
-        return Code::INVALID_VALUE.fail(format!("{address:#x} was not allocated by cuMemHostAlloc"));
+        return Code::INVALID_VALUE
+            .fail(format!("{address:#x} was not allocated by cuMemHostAlloc"));
     };
     let context = block.context;
     let mut guard = run::finish_context(guard, context)?;
@@ -206,10 +207,11 @@ pub unsafe fn register(address: u64, bytes: usize, flags: u32) -> Outcome {
         .next_back()
         .is_some_and(|(&start, block)| start + block.bytes > address);
     if overlaps {
-        return Code::HOST_MEMORY_ALREADY_REGISTERED
-            .fail(format!("{bytes} bytes at {address:#x} are registered, in part or as a whole"));
+        return Code::HOST_MEMORY_ALREADY_REGISTERED.fail(format!(
+            "{bytes} bytes at {address:#x} are registered, in part or as a whole"
+        ));
     }
-    if matches!(guard.kind(address), Kind::Device(_)) {
+    if matches!(guard.kind(address), Kind::Device) {
         return Code::INVALID_VALUE.fail(format!("{address:#x} is device memory"));
     }
     guard.enter_host_block(address, bytes as u64, HostKind::Registered, flags)
@@ -292,7 +294,9 @@ fn check_managed(address: u64, bytes: usize) -> Outcome {
         {
             Ok(())
         }
-        _ => Code::INVALID_VALUE.fail(format!("{bytes} bytes at {address:#x} are not managed memory")),
+        _ => Code::INVALID_VALUE.fail(format!(
+            "{bytes} bytes at {address:#x} are not managed memory"
+        )),
     }
 }
 
@@ -373,7 +377,9 @@ fn pointer_attribute(guard: &Guard, which: u32, address: u64) -> Outcome<Option<
         attribute::MEMORY_TYPE => (memory_type::DEVICE.into(), 4),
         attribute::DEVICE_POINTER => (address, 8),
         attribute::HOST_POINTER if known.host.is_some() => (address, 8),
-        attribute::HOST_POINTER => return Code::INVALID_VALUE.fail("device memory has no host pointer"),
+        attribute::HOST_POINTER => {
+            return Code::INVALID_VALUE.fail("device memory has no host pointer");
+        }
         attribute::SYNC_MEMOPS => (0, 4),
         attribute::BUFFER_ID => (known.id, 8),
         attribute::IS_MANAGED => (managed.into(), 4),
@@ -461,7 +467,8 @@ fn alloc_async_in(out: *mut u64, bytes: usize, pool: Option<Handle>, stream: u64
     let context = entry.context;
     if let Some(capture) = entry.capture {
         guard.invalidate(capture);
-        return Code::STREAM_CAPTURE_UNSUPPORTED.fail("allocation nodes in graphs are not emulated");
+        return Code::STREAM_CAPTURE_UNSUPPORTED
+            .fail("allocation nodes in graphs are not emulated");
     }
     let gpu = guard.context(context)?.gpu;
     let pool = pool.unwrap_or(guard.gpus[gpu].current_pool);
@@ -478,7 +485,12 @@ pub unsafe fn alloc_async(out: *mut u64, bytes: usize, stream: u64) -> Outcome {
     alloc_async_in(out, bytes, None, stream)
 }
 
-pub unsafe fn alloc_from_pool_async(out: *mut u64, bytes: usize, pool: u64, stream: u64) -> Outcome {
+pub unsafe fn alloc_from_pool_async(
+    out: *mut u64,
+    bytes: usize,
+    pool: u64,
+    stream: u64,
+) -> Outcome {
     alloc_async_in(out, bytes, Some(pool), stream)
 }
 

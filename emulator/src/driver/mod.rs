@@ -89,7 +89,11 @@ const ALLOWED_IN_HOST_FUNCTIONS: [&str; 4] = [
 /// The edge between C and the implementation: no panic passes, errors become codes, reasons are told.
 fn boundary(name: &str, per_thread: bool, call: impl FnOnce() -> Outcome) -> u32 {
     if IN_HOST_FUNCTION.get() && !ALLOWED_IN_HOST_FUNCTIONS.contains(&name) {
-        tell(name, Code::NOT_PERMITTED, "called by a host function of a stream");
+        tell(
+            name,
+            Code::NOT_PERMITTED,
+            "called by a host function of a stream",
+        );
         return Code::NOT_PERMITTED.0;
     }
     let before = PER_THREAD_DEFAULT.replace(per_thread);
@@ -102,7 +106,11 @@ fn boundary(name: &str, per_thread: bool, call: impl FnOnce() -> Outcome) -> u32
             error.code.0
         }
         Err(_) => {
-            tell(name, Code::UNKNOWN, "the emulator itself failed; please report this");
+            tell(
+                name,
+                Code::UNKNOWN,
+                "the emulator itself failed; please report this",
+            );
             Code::UNKNOWN.0
         }
     }

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_void};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::error::{Code, Error, Outcome};
 use super::put;
@@ -62,8 +62,9 @@ pub fn ptx_of_bytes(bytes: &[u8]) -> Outcome<String> {
     fatbin::for_hopper(entries)
         .map(|entry| entry.text)
         .ok_or_else(|| {
-            Code::NO_BINARY_FOR_GPU
-                .because("the image has no PTX that an sm_90 device runs; machine code is not emulated")
+            Code::NO_BINARY_FOR_GPU.because(
+                "the image has no PTX that an sm_90 device runs; machine code is not emulated",
+            )
         })
 }
 
@@ -80,7 +81,7 @@ impl State {
     pub fn load(&mut self, context: Handle, ptx: &str) -> Outcome<Handle> {
         let gpu = self.context(context)?.gpu;
         let device = self.gpus[gpu].device.clone();
-        let module = device.load(ptx).map_err(load_error)?;
+        let module = device.load_module(ptx).map_err(load_error)?;
         let handle = self.handle();
         self.modules.insert(
             handle,
@@ -115,7 +116,10 @@ impl State {
         let program = loaded.module.entries.get(name).cloned().ok_or_else(|| {
             let mut known: Vec<&str> = loaded.module.entries.keys().map(String::as_str).collect();
             known.sort_unstable();
-            Code::NOT_FOUND.because(format!("no kernel {name:?}; the module has {}", known.join(", ")))
+            Code::NOT_FOUND.because(format!(
+                "no kernel {name:?}; the module has {}",
+                known.join(", ")
+            ))
         })?;
         let handle = self.handle();
         let kernel = Kernel {
@@ -172,25 +176,26 @@ impl State {
         self.function_named(module, &name)
     }
 
-    /// A module goes away; launches of it that are pending keep what they need.
-    fn unload(&mut self, module: Handle) -> Outcome {
-        self.module(module)?;
+    /// A module goes away with its variables; the caller has made sure that nothing pending uses them.
+    pub fn remove_module(&mut self, module: Handle) {
         self.functions.retain(|_, kernel| kernel.module != module);
-        self.modules.remove(&module);
-        Ok(())
+        let Some(loaded) = self.modules.remove(&module) else {
+            return;
+        };
+        if let Some(context) = self.contexts.get(&loaded.context) {
+            self.gpus[context.gpu].device.unload_module(&loaded.module);
+        }
     }
 }
 
 /// Shared memory per block without opting in for more.
-pub const DEFAULT_SHARED: u32 = 48 << 10;
-/// Shared memory per block at most.
-pub const MAX_SHARED: u32 = 227 << 10;
+const DEFAULT_SHARED: u32 = 48 << 10;
 
 fn load_error(error: LoadError) -> Error {
     match error {
-        LoadError::Parse { line, what } => {
-            Code::INVALID_PTX.because(format!("ptxas application ptx input, line {line}; error   : {what}"))
-        }
+        LoadError::Parse { line, what } => Code::INVALID_PTX.because(format!(
+            "ptxas application ptx input, line {line}; error   : {what}"
+        )),
         LoadError::Lower(error) => Code::INVALID_PTX.because(format!(
             "ptxas application ptx input, line {}; error   : {}",
             error.line, error.what
@@ -338,7 +343,8 @@ pub unsafe fn unload(module: u64) -> Outcome {
         Ok(guard) => guard,
         Err(_) => state::lock()?,
     };
-    guard.unload(module)
+    guard.remove_module(module);
+    Ok(())
 }
 
 pub unsafe fn get_function(out: *mut u64, module: u64, name: *const c_char) -> Outcome {
@@ -388,7 +394,13 @@ pub unsafe fn function_count(out: *mut u32, module: u64) -> Outcome {
 
 pub unsafe fn enumerate_functions(out: *mut u64, count: u32, module: u64) -> Outcome {
     let mut guard = state::lock()?;
-    let mut names: Vec<String> = guard.module(module)?.module.entries.keys().cloned().collect();
+    let mut names: Vec<String> = guard
+        .module(module)?
+        .module
+        .entries
+        .keys()
+        .cloned()
+        .collect();
     names.sort_unstable();
     for (index, name) in names.iter().take(count as usize).enumerate() {
         let function = guard.function_named(module, name)?;

@@ -11,38 +11,81 @@ use super::{put, symbol};
 const VERSIONS: &[(&str, &[(i32, &str)])] = &[
     (
         "cuCtxCreate",
-        &[(3020, "cuCtxCreate_v2"), (11040, "cuCtxCreate_v3"), (12050, "cuCtxCreate_v4")],
+        &[
+            (3020, "cuCtxCreate_v2"),
+            (11040, "cuCtxCreate_v3"),
+            (12050, "cuCtxCreate_v4"),
+        ],
     ),
-    ("cuCtxGetDevice", &[(2000, "cuCtxGetDevice"), (13000, "cuCtxGetDevice_v2")]),
-    ("cuCtxSynchronize", &[(2000, "cuCtxSynchronize"), (13000, "cuCtxSynchronize_v2")]),
-    ("cuDeviceGetUuid", &[(9020, "cuDeviceGetUuid"), (11040, "cuDeviceGetUuid_v2")]),
-    ("cuGetProcAddress", &[(11030, "cuGetProcAddress"), (12000, "cuGetProcAddress_v2")]),
+    (
+        "cuCtxGetDevice",
+        &[(2000, "cuCtxGetDevice"), (13000, "cuCtxGetDevice_v2")],
+    ),
+    (
+        "cuCtxSynchronize",
+        &[(2000, "cuCtxSynchronize"), (13000, "cuCtxSynchronize_v2")],
+    ),
+    (
+        "cuDeviceGetUuid",
+        &[(9020, "cuDeviceGetUuid"), (11040, "cuDeviceGetUuid_v2")],
+    ),
+    (
+        "cuGetProcAddress",
+        &[(11030, "cuGetProcAddress"), (12000, "cuGetProcAddress_v2")],
+    ),
     (
         "cuGraphAddDependencies",
-        &[(10000, "cuGraphAddDependencies"), (12030, "cuGraphAddDependencies_v2")],
+        &[
+            (10000, "cuGraphAddDependencies"),
+            (12030, "cuGraphAddDependencies_v2"),
+        ],
     ),
     (
         "cuGraphRemoveDependencies",
-        &[(10000, "cuGraphRemoveDependencies"), (12030, "cuGraphRemoveDependencies_v2")],
+        &[
+            (10000, "cuGraphRemoveDependencies"),
+            (12030, "cuGraphRemoveDependencies_v2"),
+        ],
     ),
-    ("cuGraphAddNode", &[(12020, "cuGraphAddNode"), (12030, "cuGraphAddNode_v2")]),
+    (
+        "cuGraphAddNode",
+        &[(12020, "cuGraphAddNode"), (12030, "cuGraphAddNode_v2")],
+    ),
     (
         "cuGraphAddKernelNode",
-        &[(10000, "cuGraphAddKernelNode"), (12000, "cuGraphAddKernelNode_v2")],
+        &[
+            (10000, "cuGraphAddKernelNode"),
+            (12000, "cuGraphAddKernelNode_v2"),
+        ],
     ),
     (
         "cuGraphKernelNodeGetParams",
-        &[(10000, "cuGraphKernelNodeGetParams"), (12000, "cuGraphKernelNodeGetParams_v2")],
+        &[
+            (10000, "cuGraphKernelNodeGetParams"),
+            (12000, "cuGraphKernelNodeGetParams_v2"),
+        ],
     ),
     (
         "cuGraphKernelNodeSetParams",
-        &[(10000, "cuGraphKernelNodeSetParams"), (12000, "cuGraphKernelNodeSetParams_v2")],
+        &[
+            (10000, "cuGraphKernelNodeSetParams"),
+            (12000, "cuGraphKernelNodeSetParams_v2"),
+        ],
     ),
     (
         "cuGraphExecKernelNodeSetParams",
-        &[(10010, "cuGraphExecKernelNodeSetParams"), (12000, "cuGraphExecKernelNodeSetParams_v2")],
+        &[
+            (10010, "cuGraphExecKernelNodeSetParams"),
+            (12000, "cuGraphExecKernelNodeSetParams_v2"),
+        ],
     ),
-    ("cuGraphExecUpdate", &[(10020, "cuGraphExecUpdate"), (12000, "cuGraphExecUpdate_v2")]),
+    (
+        "cuGraphExecUpdate",
+        &[
+            (10020, "cuGraphExecUpdate"),
+            (12000, "cuGraphExecUpdate_v2"),
+        ],
+    ),
     (
         "cuGraphInstantiate",
         &[
@@ -51,18 +94,42 @@ const VERSIONS: &[(&str, &[(i32, &str)])] = &[
             (12000, "cuGraphInstantiateWithFlags"),
         ],
     ),
-    ("cuGraphGetEdges", &[(10000, "cuGraphGetEdges"), (12030, "cuGraphGetEdges_v2")]),
+    (
+        "cuGraphGetEdges",
+        &[(10000, "cuGraphGetEdges"), (12030, "cuGraphGetEdges_v2")],
+    ),
     (
         "cuGraphNodeGetDependencies",
-        &[(10000, "cuGraphNodeGetDependencies"), (12030, "cuGraphNodeGetDependencies_v2")],
+        &[
+            (10000, "cuGraphNodeGetDependencies"),
+            (12030, "cuGraphNodeGetDependencies_v2"),
+        ],
     ),
     (
         "cuGraphNodeGetDependentNodes",
-        &[(10000, "cuGraphNodeGetDependentNodes"), (12030, "cuGraphNodeGetDependentNodes_v2")],
+        &[
+            (10000, "cuGraphNodeGetDependentNodes"),
+            (12030, "cuGraphNodeGetDependentNodes_v2"),
+        ],
     ),
-    ("cuMemAdvise", &[(8000, "cuMemAdvise"), (12020, "cuMemAdvise_v2")]),
-    ("cuMemPrefetchAsync", &[(8000, "cuMemPrefetchAsync"), (12020, "cuMemPrefetchAsync_v2")]),
-    ("cuStreamBeginCapture", &[(10000, "cuStreamBeginCapture"), (10010, "cuStreamBeginCapture_v2")]),
+    (
+        "cuMemAdvise",
+        &[(8000, "cuMemAdvise"), (12020, "cuMemAdvise_v2")],
+    ),
+    (
+        "cuMemPrefetchAsync",
+        &[
+            (8000, "cuMemPrefetchAsync"),
+            (12020, "cuMemPrefetchAsync_v2"),
+        ],
+    ),
+    (
+        "cuStreamBeginCapture",
+        &[
+            (10000, "cuStreamBeginCapture"),
+            (10010, "cuStreamBeginCapture_v2"),
+        ],
+    ),
     (
         "cuStreamGetCaptureInfo",
         &[
@@ -78,7 +145,10 @@ const VERSIONS: &[(&str, &[(i32, &str)])] = &[
             (12030, "cuStreamUpdateCaptureDependencies_v2"),
         ],
     ),
-    ("cuStreamGetCtx", &[(9020, "cuStreamGetCtx"), (12050, "cuStreamGetCtx_v2")]),
+    (
+        "cuStreamGetCtx",
+        &[(9020, "cuStreamGetCtx"), (12050, "cuStreamGetCtx_v2")],
+    ),
 ];
 
 /// `CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM`

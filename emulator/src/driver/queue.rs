@@ -48,12 +48,7 @@ impl Queue {
     }
 
     /// Adds an operation that happens after all of `after` (those that are already done do not count).
-    pub fn add(
-        &mut self,
-        context: u64,
-        work: Work,
-        after: impl IntoIterator<Item = OpId>,
-    ) -> OpId {
+    pub fn add(&mut self, context: u64, work: Work, after: impl IntoIterator<Item = OpId>) -> OpId {
         let id = self.next;
         self.next += 1;
         let mut unmet = HashSet::new();
@@ -85,11 +80,6 @@ impl Queue {
         self.ops.contains_key(&id)
     }
 
-    /// Whether one of the operations runs on some thread now.
-    pub fn any_running(&self) -> bool {
-        self.ops.values().any(|op| op.running)
-    }
-
     /// Operations of a context that have not happened yet.
     pub fn of_context(&self, context: u64) -> Vec<OpId> {
         let mut out: Vec<OpId> = self
@@ -104,10 +94,7 @@ impl Queue {
 
     /// Number of operations of a context that have not happened yet.
     pub fn backlog(&self, context: u64) -> usize {
-        self.ops
-            .values()
-            .filter(|op| op.context == context)
-            .count()
+        self.ops.values().filter(|op| op.context == context).count()
     }
 
     /// Draws a ready operation that serves the `targets`: one of `context`, or else one that a target waits for in
@@ -154,14 +141,6 @@ impl Queue {
                     self.ready.push(dependent);
                 }
             }
-        }
-    }
-
-    /// An operation that was taken could not run after all: it is ready again.
-    pub fn put_back(&mut self, id: OpId) {
-        if let Some(op) = self.ops.get_mut(&id) {
-            op.running = false;
-            self.ready.push(id);
         }
     }
 

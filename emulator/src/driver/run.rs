@@ -8,9 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::error::{Code, Outcome};
 use super::queue::OpId;
-use super::state::{
-    self, Guard, Handle, IN_HOST_FUNCTION, State, signal_an_end, wait_for_an_end,
-};
+use super::state::{self, Guard, Handle, IN_HOST_FUNCTION, State, signal_an_end, wait_for_an_end};
 use super::work::{self, Ended, Work};
 use crate::check::Finding;
 use crate::device::Fault;
@@ -94,7 +92,8 @@ fn step(mut guard: Guard, context: Handle, targets: &[OpId]) -> Outcome<(Guard, 
         op.work.can_run() && !(busy && op.work.occupies_device())
     });
     let Some(id) = taken else {
-        let waiting = queue.any_running() || targets.iter().any(|&target| queue.pending(target));
+        // What is pending but cannot run waits for another thread, or for a value in memory.
+        let waiting = targets.iter().any(|&target| queue.pending(target));
         let step = if waiting { Step::Wait } else { Step::Nothing };
         return Ok((guard, step));
     };
@@ -134,9 +133,14 @@ fn step(mut guard: Guard, context: Handle, targets: &[OpId]) -> Outcome<(Guard, 
     }
     guard.queue.complete(id);
     let lost = match ended {
-        Ok(Ended::Well) => None,
+        Ok(Ended::Well(findings)) => {
+            for finding in findings {
+                eprintln!("birdie-emulator: {}", keep(&work, finding));
+            }
+            None
+        }
         Ok(Ended::Fault(code, fault)) => Some(code.because(report(&work, fault))),
-        Ok(Ended::Refused(code, why)) => Some(code.because(format!("{}: {why}", name(&work)))),
+        Ok(Ended::Refused(error)) => Some(error),
         Err(_) => Some(Code::UNKNOWN.because(format!(
             "{}: the emulator itself failed; please report this",
             name(&work)
@@ -172,16 +176,24 @@ fn report(work: &Work, fault: Fault) -> String {
         Fault::Trap(text) => ("trap", text),
         Fault::Assert(text) => ("assertion failed", text),
         Fault::Timeout(text) => ("time-out", text),
-        Fault::Finding(finding) => {
-            let text = finding.to_string();
-            FINDINGS
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(*finding);
-            ("finding", text)
-        }
+        Fault::Finding(finding) => return keep(work, *finding),
     };
     format!("{}: {what}: {text}", name(work))
+}
+
+/// The report of a finding, which is kept for [`take_findings`].
+fn keep(work: &Work, finding: Finding) -> String {
+    let text = match work {
+        Work::Kernel(call) => {
+            finding.render(&call.kernel.program.sites, &call.kernel.program.files)
+        }
+        _ => finding.message.clone(),
+    };
+    FINDINGS
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(finding);
+    text
 }
 
 /// Does work until none of the targets is outstanding. The error of `context` if it is lost.
@@ -197,9 +209,8 @@ pub fn finish(mut guard: Guard, context: Handle, targets: &[OpId]) -> Outcome<Gu
         }
         let (next, step) = step(guard, context, &open)?;
         guard = match step {
-            Step::Did => next,
+            Step::Did | Step::Nothing => next,
             Step::Wait => wait_for_an_end(next),
-            Step::Nothing => break,
         };
     }
     if guard.contexts.contains_key(&context) {

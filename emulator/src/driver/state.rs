@@ -165,7 +165,7 @@ pub fn initialise() -> Outcome {
     if STATE.get().is_some() {
         return Ok(());
     }
-    let state = State::new(Config::from_env())?;
+    let state = State::new(Config::from_env().map_err(|why| Code::INVALID_VALUE.because(why))?)?;
     // Another thread may have been faster; then its state is the one.
     let _ = STATE.set(Mutex::new(state));
     Ok(())
@@ -182,7 +182,13 @@ pub fn lock() -> Outcome<Guard> {
 /// Whether reasons are printed.
 pub fn logging() -> bool {
     match STATE.get() {
-        Some(state) => state.lock().unwrap_or_else(PoisonError::into_inner).config.log,
+        Some(state) => {
+            state
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .config
+                .log
+        }
         None => std::env::var_os("BIRDIE_EMU_LOG").is_some_and(|value| value != "0"),
     }
 }
@@ -224,9 +230,7 @@ impl State {
             config,
         };
         for gpu in 0..state.config.devices as usize {
-            // Addresses for twice the memory, so that fragmentation never makes an allocation fail that would fit.
-            let range = state.config.memory * 2 + (64 << 20);
-            let device = Device::new(gpu as u32, range, state.config.settings.clone())
+            let device = Device::new(gpu as u32, state.config.settings.clone())
                 .map_err(|error| Code::OUT_OF_MEMORY.because(format!("device {gpu}: {error}")))?;
             let pool = state.handle();
             state.pools.insert(
@@ -241,7 +245,7 @@ impl State {
             );
             state.gpus.push(Gpu {
                 device: Arc::new(device),
-                memory: state.config.memory,
+                memory: state.config.settings.memory_bytes,
                 primary: None,
                 primary_users: 0,
                 primary_flags: 0,
@@ -265,13 +269,18 @@ impl State {
         if index < self.gpus.len() {
             Ok(index)
         } else {
-            Code::INVALID_DEVICE.fail(format!("no device {ordinal}: there are {}", self.gpus.len()))
+            Code::INVALID_DEVICE.fail(format!(
+                "no device {ordinal}: there are {}",
+                self.gpus.len()
+            ))
         }
     }
 
     /// The thread's current context, also when it is lost.
     pub fn current(&self) -> Outcome<Handle> {
-        let top = CURRENT.with_borrow(|stack| stack.last().copied()).unwrap_or(0);
+        let top = CURRENT
+            .with_borrow(|stack| stack.last().copied())
+            .unwrap_or(0);
         if top == 0 {
             return Code::INVALID_CONTEXT.fail("no context is current to this thread");
         }
@@ -317,9 +326,10 @@ impl State {
     pub fn stream_of(&mut self, handle: Handle) -> Outcome<Handle> {
         let per_thread = handle == 2 || handle == 0 && PER_THREAD_DEFAULT.get();
         if handle > 2 {
-            let stream = self.streams.get(&handle).ok_or_else(|| {
-                Code::INVALID_HANDLE.because(format!("{handle:#x} is no stream"))
-            })?;
+            let stream = self
+                .streams
+                .get(&handle)
+                .ok_or_else(|| Code::INVALID_HANDLE.because(format!("{handle:#x} is no stream")))?;
             self.check_lost(stream.context)?;
             return Ok(handle);
         }
@@ -414,8 +424,15 @@ impl State {
         }
         self.streams.retain(|_, stream| stream.context != handle);
         self.events.retain(|_, event| event.context != handle);
-        self.functions.retain(|_, kernel| kernel.context != handle);
-        self.modules.retain(|_, module| module.context != handle);
+        let modules: Vec<Handle> = self
+            .modules
+            .iter()
+            .filter(|(_, module)| module.context == handle)
+            .map(|(&module, _)| module)
+            .collect();
+        for module in modules {
+            self.remove_module(module);
+        }
         let blocks: Vec<u64> = self
             .blocks
             .iter()

@@ -207,7 +207,11 @@ pub unsafe fn get_attribute(stream: u64, which: u32, out: *mut u8) -> Outcome {
     let mut guard = state::lock()?;
     let stream = guard.stream_of(stream)?;
     let zero = vec![0; ATTRIBUTE_BYTES];
-    let bytes = guard.stream(stream)?.attributes.get(&which).unwrap_or(&zero);
+    let bytes = guard
+        .stream(stream)?
+        .attributes
+        .get(&which)
+        .unwrap_or(&zero);
     // SAFETY: the caller gives room for a CUstreamAttrValue.
     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), out, ATTRIBUTE_BYTES) };
     Ok(())
@@ -253,23 +257,47 @@ fn condition(flags: u32) -> Outcome<Condition> {
 }
 
 pub unsafe fn write_value32(stream: u64, address: u64, value: u32, _flags: u32) -> Outcome {
-    let value = Value { address, value: value.into(), wide: false };
+    let value = Value {
+        address,
+        value: value.into(),
+        wide: false,
+    };
     value_work(stream, value, None)
 }
 
 pub unsafe fn write_value64(stream: u64, address: u64, value: u64, _flags: u32) -> Outcome {
-    value_work(stream, Value { address, value, wide: true }, None)
+    value_work(
+        stream,
+        Value {
+            address,
+            value,
+            wide: true,
+        },
+        None,
+    )
 }
 
 pub unsafe fn wait_value32(stream: u64, address: u64, value: u32, flags: u32) -> Outcome {
     let condition = condition(flags)?;
-    let value = Value { address, value: value.into(), wide: false };
+    let value = Value {
+        address,
+        value: value.into(),
+        wide: false,
+    };
     value_work(stream, value, Some(condition))
 }
 
 pub unsafe fn wait_value64(stream: u64, address: u64, value: u64, flags: u32) -> Outcome {
     let condition = condition(flags)?;
-    value_work(stream, Value { address, value, wide: true }, Some(condition))
+    value_work(
+        stream,
+        Value {
+            address,
+            value,
+            wide: true,
+        },
+        Some(condition),
+    )
 }
 
 pub unsafe fn event_create(out: *mut u64, flags: u32) -> Outcome {

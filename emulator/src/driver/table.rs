@@ -390,8 +390,8 @@ pub mod ffi {
 
     use super::not_supported;
     use crate::driver::{
-        boundary, capture, context, copy, device, function, graph_api, graph_nodes, launch, link, memory, module, process,
-        stream, tensor, types,
+        boundary, capture, context, copy, device, function, graph_api, graph_nodes, launch, link,
+        memory, module, process, stream, tensor, types,
     };
 
     driver_functions!(define_functions);

@@ -8,7 +8,9 @@ use crate::tensor_map::{EncodeParams, MAX_RANK, TENSOR_MAP_ALIGN, TENSOR_MAP_BYT
 /// Checks the place for a map.
 fn check_place(map: *const [u8; TENSOR_MAP_BYTES]) -> Outcome {
     if map.is_null() || !(map as u64).is_multiple_of(TENSOR_MAP_ALIGN) {
-        return Code::INVALID_VALUE.fail(format!("the tensor map at {map:p} is not aligned to 64 bytes"));
+        return Code::INVALID_VALUE.fail(format!(
+            "the tensor map at {map:p} is not aligned to 64 bytes"
+        ));
     }
     Ok(())
 }
@@ -33,7 +35,8 @@ pub unsafe fn encode_tiled(
     check_place(map)?;
     let n = rank as usize;
     if n == 0 || n > MAX_RANK {
-        return Code::INVALID_VALUE.fail(format!("cuTensorMapEncodeTiled: rank {rank} is not 1..=5"));
+        return Code::INVALID_VALUE
+            .fail(format!("cuTensorMapEncodeTiled: rank {rank} is not 1..=5"));
     }
     let list = [
         dims.is_null(),

@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::error::Code;
+use super::error::{Code, Error};
+use super::function::launch_error;
 use super::module::Kernel;
+use crate::check::Finding;
 use crate::device::{Device, Fault, LaunchConfig, LaunchError};
 
 /// One operation of a stream. Cheap to clone: graphs launch the same operation many times.
@@ -137,7 +139,8 @@ impl Condition {
         if value.wide {
             // SAFETY: the address was checked to be 8 aligned bytes of a live allocation when the wait was enqueued; memory is
             // not freed while work is pending.
-            let now = unsafe { AtomicU64::from_ptr(value.address as *mut u64) }.load(Ordering::Acquire);
+            let now =
+                unsafe { AtomicU64::from_ptr(value.address as *mut u64) }.load(Ordering::Acquire);
             match self {
                 Condition::Geq => (now.wrapping_sub(value.value) as i64) >= 0,
                 Condition::Eq => now == value.value,
@@ -147,7 +150,8 @@ impl Condition {
         } else {
             let wanted = value.value as u32;
             // SAFETY: as above, with 4 bytes.
-            let now = unsafe { AtomicU32::from_ptr(value.address as *mut u32) }.load(Ordering::Acquire);
+            let now =
+                unsafe { AtomicU32::from_ptr(value.address as *mut u32) }.load(Ordering::Acquire);
             match self {
                 Condition::Geq => (now.wrapping_sub(wanted) as i32) >= 0,
                 Condition::Eq => now == wanted,
@@ -244,11 +248,12 @@ impl Fill {
 
 /// How an operation ended.
 pub enum Ended {
-    Well,
+    /// With findings, where they are collected.
+    Well(Vec<Finding>),
     /// The context is lost: later calls give this code.
     Fault(Code, Fault),
     /// The launch was refused although it was checked when it was made.
-    Refused(Code, String),
+    Refused(Error),
 }
 
 /// Does the work. Host functions are called with no lock held.
@@ -257,18 +262,18 @@ pub fn execute(work: &Work, device: &Device) -> Ended {
         Work::Nothing | Work::WaitValue(..) => {}
         Work::Kernel(call) => {
             let program = &call.kernel.program;
-            match device.launch(program, call.config, &call.parameters) {
-                Ok(()) => {}
+            // Every launch has a schedule of its own, the same ones in every run with the same seed.
+            let seed = device.settings.seed
+                ^ device
+                    .launches
+                    .load(Ordering::Relaxed)
+                    .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let result = device.launch(program, call.config, &call.parameters, seed);
+            print(&device.take_output());
+            match result {
+                Ok(report) => return Ended::Well(report.findings),
                 Err(LaunchError::Fault(fault)) => return Ended::Fault(code_of(&fault), fault),
-                Err(LaunchError::InvalidValue(why)) => {
-                    return Ended::Refused(Code::INVALID_VALUE, why);
-                }
-                Err(LaunchError::OutOfResources(why)) => {
-                    return Ended::Refused(Code::LAUNCH_OUT_OF_RESOURCES, why);
-                }
-                Err(LaunchError::InvalidClusterSize(why)) => {
-                    return Ended::Refused(Code::INVALID_CLUSTER_SIZE, why);
-                }
+                Err(error) => return Ended::Refused(launch_error(error)),
             }
         }
         // SAFETY: both ranges were checked when the call was made, and what is in use is not freed.
@@ -299,7 +304,17 @@ pub fn execute(work: &Work, device: &Device) -> Ended {
             device.memory.free(*address);
         }
     }
-    Ended::Well
+    Ended::Well(Vec::new())
+}
+
+/// What kernels print goes to the standard output of the process, as it does from a device.
+fn print(text: &[u8]) {
+    use std::io::Write;
+    if !text.is_empty() {
+        let mut out = std::io::stdout().lock();
+        // A closed standard output is no failure of the kernel.
+        let _ = out.write_all(text).and_then(|()| out.flush());
+    }
 }
 
 /// The code that a real driver gives for a fault. A finding of the checkers is an unspecified launch failure.

@@ -59,7 +59,8 @@ impl Program {
             .min(CTAS_PER_SM)
     }
 
-    fn check(&self, config: &LaunchConfig, params: &[u8]) -> Result<(), LaunchError> {
+    /// Whether a launch is possible at all.
+    pub fn check(&self, config: &LaunchConfig, params: &[u8]) -> Result<(), LaunchError> {
         use LaunchError::*;
         let name = &self.name;
         let [x, y, z] = config.block;
