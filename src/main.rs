@@ -1,7 +1,10 @@
 //! birdie: trains, packs and scores parameter-golf language models.
 
+use birdie::arena::memory;
 use birdie::cli::{self, Backend};
-use birdie::failure::Failure;
+use birdie::driver;
+use birdie::model::device::open_context;
+use birdie::model::engine::{self, DeviceEngine};
 use birdie::recipe::Recipe;
 use birdie::train::engine::Engine;
 use std::process::ExitCode;
@@ -14,20 +17,20 @@ fn main() -> ExitCode {
     })
 }
 
-fn build(_: &Recipe) -> anyhow::Result<Box<dyn Engine>> {
-    Err(Failure::user(
-        "model",
-        "this build has no device model",
-        "use a later build",
-    )
-    .into())
+fn build(recipe: &Recipe) -> anyhow::Result<Box<dyn Engine>> {
+    let planned = engine::plan(recipe, 1)?;
+    Ok(Box::new(DeviceEngine::new(planned, &recipe.name)?))
 }
 
-fn plan(_: &Recipe, _: bool) -> anyhow::Result<String> {
-    Err(Failure::user(
-        "model",
-        "this build has no device model",
-        "use a later build",
-    )
-    .into())
+fn plan(recipe: &Recipe, tensors: bool) -> anyhow::Result<String> {
+    let planned = engine::plan(recipe, 1)?;
+    // The device is asked where it has been opened; without one the plan stands alone.
+    let free = match driver::active() {
+        Some(_) => {
+            let _context = open_context()?;
+            Some(memory::free_and_total()?.0)
+        }
+        None => None,
+    };
+    Ok(planned.plan.report(free, tensors))
 }

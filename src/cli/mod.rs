@@ -7,6 +7,7 @@
 mod eval;
 mod inspect;
 mod pack;
+mod parity;
 mod recipe;
 mod train;
 
@@ -55,6 +56,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Score an artifact.
     Eval(eval::EvalArgs),
+    /// Compare the device model with cases computed by the published code.
+    Parity(parity::ParityArgs),
     /// List the recipes, or print the reference of all keys.
     Recipe(recipe::RecipeArgs),
 }
@@ -108,6 +111,7 @@ fn execute(cli: Cli, backend: Backend) -> Result<u8> {
         Command::Pack(args) => pack::run(&args, backend),
         Command::Inspect(args) => inspect::run(&args),
         Command::Eval(args) => eval::run(&args, backend),
+        Command::Parity(args) => parity::run(&args, backend),
         Command::Recipe(args) => recipe::run(&args),
     }
 }

@@ -1,6 +1,7 @@
 //! The device that a model runs on: its kernels, its stream, its memory.
 
 use anyhow::Result;
+use cust::context::Context;
 use cust::stream::{Stream, StreamFlags};
 
 use crate::arena::memory::Memory;
@@ -8,16 +9,20 @@ use crate::arena::{Plan, Tensor};
 use crate::driver::DriverError;
 use crate::kernels::{DevPtr, Kernels, Matrix};
 
-/// Kernels, stream and memory of one model in the current context.
+/// Kernels, stream and memory of one model.
 pub struct Device {
     pub kernels: Kernels,
     pub stream: Stream,
     pub memory: Memory,
+    /// Dropped last: the others live in it.
+    _context: Context,
 }
 
 impl Device {
-    /// Loads the kernels and allocates what the plan says.
+    /// Opens the first device of the driver that was chosen, loads the kernels and allocates what the plan says. The device's
+    /// context is current on this thread from then on.
     pub fn new(plan: &Plan, what: &str) -> Result<Self> {
+        let context = open_context()?;
         let kernels = Kernels::load()?;
         let memory = Memory::allocate(plan, what)?;
         let stream = Stream::new(StreamFlags::NON_BLOCKING, None).map_err(DriverError::from)?;
@@ -25,6 +30,7 @@ impl Device {
             kernels,
             stream,
             memory,
+            _context: context,
         })
     }
 
@@ -50,4 +56,10 @@ impl Device {
     pub fn finish(&self) -> Result<()> {
         Ok(self.stream.synchronize().map_err(DriverError::from)?)
     }
+}
+
+/// The primary context of the first device, made current on this thread.
+pub fn open_context() -> Result<Context> {
+    let device = cust::device::Device::get_device(0).map_err(DriverError::from)?;
+    Ok(Context::new(device).map_err(DriverError::from)?)
 }

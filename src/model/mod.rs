@@ -7,6 +7,7 @@ pub mod device;
 pub mod engine;
 pub mod forward;
 pub mod init;
+pub mod inspect;
 pub mod layout;
 pub mod network;
 pub mod parameters;

@@ -9,6 +9,8 @@
 //! - [`compare`] compares a computed tensor with an expected summary, and keeps the tally.
 //! - [`judge`] makes all comparisons of a case.
 //!
+//! - [`recipe`] finds the recipe that a case describes, [`run`] runs a case on the device.
+//!
 //! Nothing here computes a model: the device model and the f64 reference of the tests are both judged through this module.
 
 pub mod case;
@@ -16,3 +18,4 @@ pub mod compare;
 pub mod judge;
 pub mod recipe;
 pub mod rule;
+pub mod run;
