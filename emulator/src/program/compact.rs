@@ -8,7 +8,8 @@
 //! * The result of an operation never shares rows with its sources unless it is the same register: handlers may write
 //!   a wide result while they still read.
 //! * Operands of wgmma stay live until a wait has covered them ([`keep_in_flight`]).
-//! * Liveness of a thread is enough although lanes diverge: an operation writes the lanes it executes and no others.
+//! * Liveness of a thread is enough although lanes diverge: an operation writes the lanes it executes and no others, and
+//!   rows are shared only by values of one width, in which a lane has the same bytes.
 
 use super::kernel::BodyInfo;
 use super::lower::{LowerCx, Result, Successors};
@@ -204,29 +205,40 @@ fn intervals(cx: &LowerCx, values: &Values, blocks: &[Block], n: usize) -> Vec<O
 }
 
 /// Rows (or predicate slots) handed out by linear scan.
+///
+/// Rows are only shared by values of the same width. Lane 1 of a 32-bit value lies where the upper half of lane 0 of a
+/// 64-bit value would: while lanes are diverged, one of them may hold the one and the other the other.
 #[derive(Default)]
 struct Pool {
-    /// Last operation at which each row is occupied; rows never end where `u32::MAX` stands.
-    until: Vec<Option<u32>>,
+    groups: Vec<Group>,
+    len: u32,
+}
+
+/// Neighbouring rows that always hold one value.
+struct Group {
+    first: u32,
+    rows: u32,
+    /// Last operation at which they are occupied.
+    until: u32,
 }
 
 impl Pool {
     /// `n` neighbouring rows that are free from `start` on, occupied to `end`.
     fn take(&mut self, start: u32, end: u32, n: usize) -> u32 {
-        let free = |u: &Option<u32>| u.is_none_or(|last| last < start);
-        let mut run = 0;
-        for i in 0..self.until.len() {
-            run = if free(&self.until[i]) { run + 1 } else { 0 };
-            if run == n {
-                let first = i + 1 - n;
-                self.until[first..=i].fill(Some(end));
-                return first as u32;
-            }
+        let n = n as u32;
+        let free = |g: &&mut Group| g.rows == n && g.until < start;
+        if let Some(g) = self.groups.iter_mut().find(free) {
+            g.until = end;
+            return g.first;
         }
-        let first = self.until.len() - run;
-        self.until.resize(first + n, None);
-        self.until[first..].fill(Some(end));
-        first as u32
+        let first = self.len;
+        self.groups.push(Group {
+            first,
+            rows: n,
+            until: end,
+        });
+        self.len += n;
+        first
     }
 }
 
@@ -296,11 +308,11 @@ pub fn compact(cx: &mut LowerCx, bodies: &[BodyInfo]) -> Result<Compacted> {
             });
         }
         let info = &mut cx.functions[f];
-        info.rows = next_row..next_row + rows.until.len() as u32;
-        info.preds = next_pred as u16..(next_pred + preds.until.len() as u32) as u16;
+        info.rows = next_row..next_row + rows.len;
+        info.preds = next_pred as u16..(next_pred + preds.len) as u16;
         next_row = info.rows.end;
         next_pred = u32::from(info.preds.end);
-        most = most.max(rows.until.len() as u32);
+        most = most.max(rows.len);
     }
     rename(cx, &values, &place, &mut next_row);
     Ok(Compacted {
