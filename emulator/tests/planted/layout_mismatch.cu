@@ -21,6 +21,7 @@ extern "C" __global__ void planted(const __grid_constant__ TensorMap map_a, cons
   }
   wait(&barrier, 0);
   float d[4] = {0, 0, 0, 0};
+  pin(d);
   wgmma_fence();
 #ifdef BUG
   wgmma_m64n8k16(d, descriptor(a, 512, 1), descriptor(b, 512, 1), 1);

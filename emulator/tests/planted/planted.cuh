@@ -59,6 +59,10 @@ __device__ __forceinline__ uint64_t descriptor(const void *shared, uint32_t stri
   d |= (uint64_t)(stride_bytes >> 4) << 32;
   return d | mode << 62;
 }
+// Keeps the compiler from moving the writes of the accumulators past wgmma.fence.
+__device__ __forceinline__ void pin(float (&d)[4]) {
+  for (int i = 0; i < 4; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }

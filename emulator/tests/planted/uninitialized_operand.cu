@@ -16,6 +16,7 @@ extern "C" __global__ void planted(float *out) {
   fence_proxy_async();
   __syncthreads();
   float d[4] = {0, 0, 0, 0};
+  pin(d);
   wgmma_fence();
   wgmma_m64n8k16(d, descriptor(a, 256, 3), descriptor(b, 256, 3), 1);
   wgmma_commit();

@@ -16,6 +16,7 @@ extern "C" __global__ void planted(float *out) {
   const uint16_t *start = a;
 #endif
   float d[4] = {0, 0, 0, 0};
+  pin(d);
   wgmma_fence();
   wgmma_m64n8k16(d, descriptor(start, 1024, 1), descriptor(b, 1024, 1), 1);
   wgmma_commit();

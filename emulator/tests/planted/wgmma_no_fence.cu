@@ -11,6 +11,7 @@ extern "C" __global__ void planted(float *out) {
   fence_proxy_async();
   __syncthreads();
   float d[4] = {1, 2, 3, (float)threadIdx.x};
+  pin(d);
 #ifndef BUG
   wgmma_fence();
 #endif
