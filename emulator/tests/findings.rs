@@ -176,6 +176,9 @@ fn run(p: &Planted, ptx: &str, seed: u64, policy: Policy) -> Result<Vec<String>,
         Err(LaunchError::Fault(Fault::IllegalAddress(text))) => {
             Err(("out-of-bounds".to_string(), text))
         }
+        Err(LaunchError::Fault(Fault::MisalignedAddress(text))) => {
+            Err(("misaligned".to_string(), text))
+        }
         Err(other) => Err(("other".to_string(), format!("{other:?}"))),
     }
 }
@@ -225,7 +228,6 @@ fn every_planted_bug_is_found() {
     let bless = std::env::var_os("BIRDIE_BLESS").is_some();
     let mut wrong = String::new();
     for p in cases() {
-        eprintln!("{}", p.name);
         let ptx = std::fs::read_to_string(folder("fail").join(format!("{}.ptx", p.name))).unwrap();
         let note_only = p.expect == ["order-dependent-sum"];
         let mut hits = 0;
@@ -278,7 +280,6 @@ fn every_planted_bug_is_found() {
 fn no_corrected_twin_is_blamed() {
     let mut wrong = String::new();
     for p in cases() {
-        eprintln!("{}", p.name);
         let ptx = std::fs::read_to_string(folder("pass").join(format!("{}.ptx", p.name))).unwrap();
         for policy in POLICIES {
             for seed in 0..seeds() {

@@ -18,79 +18,83 @@ pub struct Range {
 /// Global accesses of one cluster.
 #[derive(Debug, Default, Clone)]
 pub struct GlobalLog {
-    pub ranges: Vec<Range>,
-    /// Length at which the log is compacted next.
-    limit: usize,
+    /// Plain reads and writes.
+    pub accesses: Ranges,
+    /// Atomic and bulk additions of floats.
+    pub sums: Ranges,
 }
 
 impl GlobalLog {
     pub fn add(&mut self, address: u64, bytes: u64, kind: Kind, pc: u32) {
-        if kind == Kind::Atomic {
-            return;
+        if kind != Kind::Atomic {
+            self.accesses.add(Range {
+                start: address,
+                end: address + bytes,
+                pc,
+                write: kind == Kind::Write,
+            });
         }
-        let new = Range {
+    }
+
+    /// Floats are added to what stands there, in whatever order.
+    pub fn add_sum(&mut self, address: u64, bytes: u64, pc: u32) {
+        self.sums.add(Range {
             start: address,
             end: address + bytes,
             pc,
-            write: kind == Kind::Write,
-        };
-        for r in self.ranges.iter_mut().rev().take(8) {
-            if r.pc == pc && r.write == new.write && new.start <= r.end && new.end >= r.start {
+            write: true,
+        });
+    }
+}
+
+/// A list of ranges in which neighbouring accesses of one instruction are one.
+#[derive(Debug, Default, Clone)]
+pub struct Ranges {
+    pub list: Vec<Range>,
+    /// Length at which the list is compacted next.
+    limit: usize,
+}
+
+impl Ranges {
+    fn add(&mut self, new: Range) {
+        for r in self.list.iter_mut().rev().take(8) {
+            if r.pc == new.pc && r.write == new.write && new.start <= r.end && new.end >= r.start {
                 r.start = r.start.min(new.start);
                 r.end = r.end.max(new.end);
                 return;
             }
         }
-        self.ranges.push(new);
-        if self.ranges.len() > self.limit.max(4096) {
+        self.list.push(new);
+        if self.list.len() > self.limit.max(4096) {
             self.compact();
-            self.limit = self.ranges.len() * 2;
+            self.limit = self.list.len() * 2;
         }
     }
 
     /// Sorts by instruction and merges touching ranges.
-    pub fn compact(&mut self) {
-        self.ranges
-            .sort_unstable_by_key(|r| (r.pc, r.write, r.start));
-        let mut out: Vec<Range> = Vec::with_capacity(self.ranges.len());
-        for r in &self.ranges {
+    fn compact(&mut self) {
+        self.list.sort_unstable_by_key(|r| (r.pc, r.write, r.start));
+        let mut out: Vec<Range> = Vec::with_capacity(self.list.len());
+        for r in &self.list {
             match out.last_mut() {
                 Some(l) if l.pc == r.pc && l.write == r.write && r.start <= l.end => {
-                    l.end = l.end.max(r.end)
+                    l.end = l.end.max(r.end);
                 }
                 _ => out.push(*r),
             }
         }
-        self.ranges = out;
+        self.list = out;
     }
 }
 
-/// Overlaps of different clusters' logs, one per pair of instructions. `logs` holds (cluster, log).
+/// Races between clusters: overlaps of plain accesses, at least one of them a write. `logs` holds (cluster, log).
 pub fn races(kernel: &str, logs: &mut [(u32, GlobalLog)]) -> Vec<Finding> {
-    let mut all: Vec<(Range, u32)> = Vec::new();
-    for (cluster, log) in logs.iter_mut() {
-        log.compact();
-        all.extend(log.ranges.iter().map(|r| (*r, *cluster)));
-    }
-    all.sort_unstable_by_key(|(r, c)| (r.start, r.end, r.pc, *c));
-    let mut findings: Vec<Finding> = Vec::new();
-    // Ranges that may still overlap what follows.
-    let mut open: Vec<(Range, u32)> = Vec::new();
-    for (r, cluster) in all {
-        open.retain(|(o, _)| o.end > r.start);
-        for (o, other) in &open {
-            if *other == cluster || !(o.write || r.write) {
-                continue;
-            }
-            if findings
-                .iter()
-                .any(|f| f.sites[0].pc == r.pc && f.sites[1].pc == o.pc)
-                || findings.len() >= 50
-            {
-                continue;
-            }
+    overlaps(
+        logs,
+        |l| &mut l.accesses,
+        |(r, cluster), (o, other)| {
             let verb = |w: bool| if w { "writes" } else { "reads" };
-            findings.push(Finding {
+            Finding {
                 kind: FindingKind::GlobalRace,
                 kernel: kernel.to_string(),
                 message: format!(
@@ -100,13 +104,88 @@ pub fn races(kernel: &str, logs: &mut [(u32, GlobalLog)]) -> Vec<Finding> {
                     verb(o.write)
                 ),
                 sites: vec![
-                    SiteRef { pc: r.pc, who: format!("cluster {cluster}"), role: verb(r.write).into() },
-                    SiteRef { pc: o.pc, who: format!("cluster {other}"), role: verb(o.write).into() },
+                    SiteRef {
+                        pc: r.pc,
+                        who: format!("cluster {cluster}"),
+                        role: verb(r.write).into(),
+                    },
+                    SiteRef {
+                        pc: o.pc,
+                        who: format!("cluster {other}"),
+                        role: verb(o.write).into(),
+                    },
                 ],
-            });
+            }
+        },
+    )
+}
+
+/// Sums whose result depends on the order of clusters: float additions of several clusters at one address.
+pub fn order_dependent_sums(kernel: &str, logs: &mut [(u32, GlobalLog)]) -> Vec<Finding> {
+    overlaps(
+        logs,
+        |l| &mut l.sums,
+        |(r, cluster), (o, other)| Finding {
+            kind: FindingKind::OrderDependentSum,
+            kernel: kernel.to_string(),
+            message: format!(
+                "clusters {other} and {cluster} add floats at global address {:#x}: the sum depends on their order",
+                r.start
+            ),
+            sites: vec![
+                SiteRef {
+                    pc: r.pc,
+                    who: format!("cluster {cluster}"),
+                    role: "adds".into(),
+                },
+                SiteRef {
+                    pc: o.pc,
+                    who: format!("cluster {other}"),
+                    role: "adds".into(),
+                },
+            ],
+        },
+    )
+}
+
+/// Overlapping ranges of different clusters, at least one written: one finding per pair of instructions.
+fn overlaps(
+    logs: &mut [(u32, GlobalLog)],
+    of: impl Fn(&mut GlobalLog) -> &mut Ranges,
+    finding: impl Fn((&Range, u32), (&Range, u32)) -> Finding,
+) -> Vec<Finding> {
+    let mut all: Vec<(Range, u32)> = Vec::new();
+    for (cluster, log) in logs.iter_mut() {
+        let ranges = of(log);
+        ranges.compact();
+        all.extend(ranges.list.iter().map(|r| (*r, *cluster)));
+    }
+    all.sort_unstable_by_key(|(r, c)| (r.start, r.end, r.pc, *c));
+    let mut findings: Vec<Finding> = Vec::new();
+    // Written ranges that may still overlap what follows, and for reads the same.
+    let (mut written, mut read): (Vec<(Range, u32)>, Vec<(Range, u32)>) = (vec![], vec![]);
+    for (r, cluster) in all {
+        written.retain(|(o, _)| o.end > r.start);
+        read.retain(|(o, _)| o.end > r.start);
+        let earlier = written
+            .iter()
+            .chain(if r.write { read.as_slice() } else { &[] });
+        for (o, other) in earlier {
+            if *other == cluster
+                || findings.len() >= 50
+                || findings
+                    .iter()
+                    .any(|f| f.sites[0].pc == r.pc && f.sites[1].pc == o.pc)
+            {
+                continue;
+            }
+            findings.push(finding((&r, cluster), (o, *other)));
         }
-        // Reads of many clusters overlap freely; keep one per cluster and instruction only where a write may follow.
-        open.push((r, cluster));
+        if r.write {
+            written.push((r, cluster))
+        } else {
+            read.push((r, cluster))
+        }
     }
     findings
 }
@@ -131,7 +210,7 @@ mod tests {
             (32, 16, Kind::Read, 2),
             (48, 16, Kind::Write, 1),
         ]);
-        assert_eq!(l.ranges.len(), 3);
+        assert_eq!(l.accesses.list.len(), 3);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 use super::schedule::Group;
 use super::{Cluster, FULL, Rng};
 use crate::check::Finding;
-use crate::check::global::{GlobalLog, races};
+use crate::check::global::{GlobalLog, order_dependent_sums, races};
 use crate::counters::Counters;
 use crate::device::{Device, Fault, Launch, LaunchConfig, LaunchError, LaunchReport};
 use crate::program::Program;
@@ -309,6 +309,7 @@ impl Launch<'_> {
                 if !self.program.communicates {
                     findings.extend(races(&self.program.name, &mut results.logs));
                 }
+                findings.extend(order_dependent_sums(&self.program.name, &mut results.logs));
                 let serious = findings.iter().position(|f| !f.kind.is_note());
                 match serious {
                     Some(i) if !self.device.settings.collect => Err(LaunchError::Fault(

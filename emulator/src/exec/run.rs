@@ -193,7 +193,11 @@ unsafe fn run<const MANY: bool, const BY_LOT: bool, const OBSERVED: bool>(cx: &m
                 pc += 1;
                 break Stop::Yielded;
             }
-            Flow::Fault => break Stop::Fault,
+            Flow::Fault => {
+                // The fragment may be gone: a fault can come from the exit of its last lane.
+                cx.budget = budget;
+                return Stop::Fault;
+            }
         }
         if budget == 0 {
             break Stop::Spent;

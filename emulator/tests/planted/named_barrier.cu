@@ -1,7 +1,7 @@
 // Two warps meet at one named barrier with different thread counts.
 // launch: planted grid=1 block=64
 // arg: buffer 256
-// expect: named-barrier
+// expect: named-barrier deadlock
 #include "planted.cuh"
 extern "C" __global__ void planted(float *out) {
   if (threadIdx.x < 32) {

@@ -5,6 +5,8 @@
 #include "planted.cuh"
 extern "C" __global__ void planted(float *out) {
   __shared__ float tile[64];
+  tile[threadIdx.x] = 0.0f;
+  __syncthreads();
   tile[threadIdx.x] = (float)threadIdx.x;
 #ifndef BUG
   __syncthreads();

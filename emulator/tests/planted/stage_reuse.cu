@@ -2,7 +2,7 @@
 // launch: planted grid=1 block=64
 // arg: buffer 2048
 // arg: buffer 2048
-// expect: stage-reuse
+// expect: stage-reuse deadlock
 #include "planted.cuh"
 extern "C" __global__ void planted(const float *in, float *out) {
   __shared__ alignas(128) float tile[128];

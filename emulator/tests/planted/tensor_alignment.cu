@@ -2,7 +2,7 @@
 // launch: planted grid=1 block=32
 // arg: map f32 dims=32,8 box=32,8 swizzle=0
 // arg: buffer 1024
-// expect: tensor-map
+// expect: misaligned
 #include "planted.cuh"
 extern "C" __global__ void planted(const __grid_constant__ TensorMap map, float *out) {
   __shared__ alignas(128) float tile[32 * 8 + 32];

@@ -363,6 +363,11 @@ unsafe fn run(cx: &mut Cx, op: &Op) -> Flow {
         let mut access = Access::new(a.space, Kind::Atomic, bytes as usize);
         access.acquires = a.acquires;
         access.releases = a.releases;
+        access.sums = a.operation == Operation::Add
+            && matches!(
+                a.ty,
+                Ty::F16 | Ty::F16x2 | Ty::BF16 | Ty::BF16x2 | Ty::F32 | Ty::F64
+            );
         if let Some(flow) = observe(cx, op, &plan, &addresses, access) {
             return flow;
         }

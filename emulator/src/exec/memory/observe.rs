@@ -15,6 +15,8 @@ pub struct Access {
     /// An atomic that acquires, or releases.
     pub acquires: bool,
     pub releases: bool,
+    /// Adds floats: the order of the additions shows in the result.
+    pub sums: bool,
 }
 
 impl Access {
@@ -26,6 +28,7 @@ impl Access {
             bytes: bytes as u32,
             acquires: false,
             releases: false,
+            sums: false,
         }
     }
 }
@@ -90,6 +93,12 @@ fn observe_global(
     if let Some(check) = &mut c.check {
         order(check, at, addresses, lanes, access, strong, true);
         check.global_access(at, addresses, lanes, access.bytes, kind);
+        if access.sums {
+            for l in (0..LANES).filter(|l| lanes >> l & 1 == 1) {
+                let bytes = u64::from(access.bytes);
+                check.log.add_sum(addresses[l], bytes, at.pc);
+            }
+        }
         order(check, at, addresses, lanes, access, strong, false);
     }
     if let Some(counters) = &mut c.counters {
