@@ -104,6 +104,30 @@ pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<()> {
     cx.emit(i, op)
 }
 
+/// A device function starts with an operation that does nothing, but tells the checkers what its callers have written.
+pub fn emit_entry(cx: &mut LowerCx) {
+    let info = &cx.functions[cx.function_index as usize];
+    if cx.function.is_entry {
+        return;
+    }
+    let mut effects = crate::program::Effects::default();
+    for p in &info.params {
+        match p.home {
+            Home::Row(r) => effects.writes.push((r, LowerCx::rows_of(p.bytes * 8))),
+            Home::Pred(p) => effects.pred_writes.push(p),
+            Home::Local(_) => {}
+        }
+    }
+    if info.recursive {
+        effects.writes.push((info.frame_row, 2));
+    }
+    cx.current = effects;
+    cx.push_plain(
+        LowerCx::new_op(super::control::nothing, Class::Other),
+        "ld.param",
+    );
+}
+
 fn actual(cx: &mut LowerCx, o: &Operand, result: bool, rows: &mut Vec<RowId>) -> Result<Actual> {
     match o {
         Operand::Symbol(_) => {
@@ -444,12 +468,11 @@ pub fn return_(cx: &mut Cx) -> Flow {
             }
         }
         if info.recursive {
-            for (row, old) in info.rows.clone().zip(&frame.saved) {
-                let row = cx.row_mut(row);
-                for lane in lanes() {
-                    row[lane] = old.0[lane];
-                }
-            }
+            let rows = std::slice::from_raw_parts_mut(
+                cx.regs.add(info.rows.start as usize),
+                info.rows.len(),
+            );
+            info.copy_lanes(rows, &frame.saved, mask);
             for (p, old) in info.preds.clone().zip(&frame.saved_preds) {
                 cx.set_pred(p, *old);
             }

@@ -1,7 +1,7 @@
 //! One turn of a warp: its fragments run until all are blocked, the quantum is spent, or the warp ends.
 
 use super::{Cx, Flow, Fragment, Wait};
-use crate::program::Op;
+use crate::program::{FunctionInfo, Op};
 
 /// How a turn ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +14,9 @@ pub enum Turn {
     Exited,
     Fault,
 }
+
+/// A turn of at least this length that does not end by itself lets the fragments change places.
+pub const LONG: u32 = 512;
 
 enum Stop {
     Blocked,
@@ -44,7 +47,8 @@ pub unsafe fn turn(cx: &mut Cx, quantum: u32) -> Turn {
     cx.warp().ops_executed += u64::from(quantum) - left;
     let warp = cx.warp();
     warp.blocked_at = (end == Turn::Blocked).then_some(progress);
-    warp.preempted = end == Turn::Spent && warp.fragments.len() > 1;
+    // Short turns are for other warps' sake; lanes that only loop for a while should stay together.
+    warp.preempted = end == Turn::Spent && warp.fragments.len() > 1 && quantum >= LONG;
     end
 }
 
@@ -88,7 +92,8 @@ fn choose(cx: &mut Cx, by_lot: bool) -> Option<usize> {
     if cx.warp().fragments.len() == 1 {
         return (!cx.warp().fragments[0].polled).then_some(0);
     }
-    merge(&mut cx.warp().fragments);
+    let functions = &cx.launch.program.functions;
+    merge(&mut cx.warp().fragments, functions);
     let draw = if by_lot { cx.cluster().rng.next() } else { 0 };
     let fragments = &cx.warp().fragments;
     let ready = || (0..fragments.len()).filter(|&i| !fragments[i].polled);
@@ -112,7 +117,7 @@ fn same_calls(a: &Fragment, b: &Fragment) -> bool {
 }
 
 /// Joins the fragments that stand at the same operation.
-fn merge(fragments: &mut Vec<Fragment>) {
+fn merge(fragments: &mut Vec<Fragment>, functions: &[FunctionInfo]) {
     let mut i = 0;
     while i < fragments.len() {
         let mut j = i + 1;
@@ -122,10 +127,12 @@ fn merge(fragments: &mut Vec<Fragment>) {
                 let b = fragments.swap_remove(j);
                 let a = &mut fragments[i];
                 for (to, from) in a.calls.iter_mut().zip(&b.calls) {
-                    for (row, other) in to.saved.iter_mut().zip(&from.saved) {
-                        for lane in (0..32).filter(|l| b.mask >> l & 1 == 1) {
-                            row.0[lane] = other.0[lane];
-                        }
+                    if !to.saved.is_empty() {
+                        functions[to.callee as usize].copy_lanes(
+                            &mut to.saved,
+                            &from.saved,
+                            b.mask,
+                        );
                     }
                     for (p, other) in to.saved_preds.iter_mut().zip(&from.saved_preds) {
                         *p = *p & !b.mask | other & b.mask;

@@ -7,7 +7,7 @@
 //! * **Livelock**: every warp is blocked or polls memory (volatile, atomic or acquire accesses) in a loop, and nothing
 //!   has changed for many polls: no store, no barrier, no completion. A loop that only computes is never reported.
 
-use super::run::{Turn, turn};
+use super::run::{LONG, Turn, turn};
 use super::{Cluster, Cx, Rng, Wait};
 use crate::check::{Finding, FindingKind, SiteRef};
 use crate::device::{Fault, Launch};
@@ -157,7 +157,7 @@ fn quantum(draw: u64) -> u32 {
     if bits & 7 == 0 {
         1 + (bits >> 8) % 61
     } else {
-        512 + (bits >> 8) % 4096
+        LONG + (bits >> 8) % 4096
     }
 }
 
@@ -222,7 +222,7 @@ unsafe fn poll_all(cluster: &mut Cluster, launch: &Launch) -> Step {
                 continue;
             }
             // SAFETY: as for `step`.
-            match unsafe { run_warp(cluster, launch, c, w, 512) } {
+            match unsafe { run_warp(cluster, launch, c, w, LONG) } {
                 Turn::Fault => return Step::Fault,
                 Turn::Blocked => {}
                 Turn::Spent | Turn::Exited => ran = true,

@@ -8,8 +8,9 @@
 //! * The result of an operation never shares rows with its sources unless it is the same register: handlers may write
 //!   a wide result while they still read.
 //! * Operands of wgmma stay live until a wait has covered them ([`keep_in_flight`]).
-//! * Liveness of a thread is enough although lanes diverge: an operation writes the lanes it executes and no others, and
-//!   rows are shared only by values of one width, in which a lane has the same bytes.
+//! * Liveness of a thread is enough although lanes diverge: an operation writes the lanes it executes and no others. For
+//!   that a lane's bytes must be its own whatever value lies there, so values of different widths never share rows: lane
+//!   5 of a 64-bit value lies where lanes 10 and 11 of a 32-bit value would.
 
 use super::kernel::BodyInfo;
 use super::lower::{LowerCx, Result, Successors};
@@ -204,41 +205,28 @@ fn intervals(cx: &LowerCx, values: &Values, blocks: &[Block], n: usize) -> Vec<O
     out
 }
 
-/// Rows (or predicate slots) handed out by linear scan.
-///
-/// Rows are only shared by values of the same width. Lane 1 of a 32-bit value lies where the upper half of lane 0 of a
-/// 64-bit value would: while lanes are diverged, one of them may hold the one and the other the other.
+/// Places handed out by linear scan.
 #[derive(Default)]
 struct Pool {
-    groups: Vec<Group>,
-    len: u32,
-}
-
-/// Neighbouring rows that always hold one value.
-struct Group {
-    first: u32,
-    rows: u32,
-    /// Last operation at which they are occupied.
-    until: u32,
+    /// Last operation at which each place is occupied.
+    until: Vec<u32>,
 }
 
 impl Pool {
-    /// `n` neighbouring rows that are free from `start` on, occupied to `end`.
-    fn take(&mut self, start: u32, end: u32, n: usize) -> u32 {
-        let n = n as u32;
-        let free = |g: &&mut Group| g.rows == n && g.until < start;
-        if let Some(g) = self.groups.iter_mut().find(free) {
-            g.until = end;
-            return g.first;
-        }
-        let first = self.len;
-        self.groups.push(Group {
-            first,
-            rows: n,
-            until: end,
-        });
-        self.len += n;
-        first
+    /// A place that is free from `start` on, occupied to `end`.
+    fn take(&mut self, start: u32, end: u32) -> u32 {
+        let i = match self.until.iter().position(|&last| last < start) {
+            Some(i) => i,
+            None => {
+                self.until.push(0);
+                self.until.len() - 1
+            }
+        };
+        self.until[i] = end;
+        i as u32
+    }
+    fn len(&self) -> u32 {
+        self.until.len() as u32
     }
 }
 
@@ -299,20 +287,37 @@ pub fn compact(cx: &mut LowerCx, bodies: &[BodyInfo]) -> Result<Compacted> {
             .filter_map(|(v, s)| s.map(|(from, to)| (from, to, v)))
             .collect();
         order.sort_unstable();
-        let (mut rows, mut preds) = (Pool::default(), Pool::default());
-        for (from, to, v) in order {
+        // Values of 1, 2 and 4 rows have pools of their own, see the head of this file.
+        let mut rows: [Pool; 3] = Default::default();
+        let mut preds = Pool::default();
+        let class = |v: usize| cx.units[v].1.trailing_zeros() as usize;
+        let taken: Vec<(usize, u32)> = order
+            .into_iter()
+            .map(|(from, to, v)| {
+                let pool = if v < values.rows {
+                    &mut rows[class(v)]
+                } else {
+                    &mut preds
+                };
+                (v, pool.take(from, to))
+            })
+            .collect();
+        let wide = next_row + rows[0].len();
+        let quad = wide + 2 * rows[1].len();
+        let end = quad + 4 * rows[2].len();
+        for (v, slot) in taken {
             place[v] = Some(if v < values.rows {
-                next_row + rows.take(from, to, usize::from(cx.units[v].1))
+                [next_row, wide, quad][class(v)] + (slot << class(v))
             } else {
-                next_pred + preds.take(from, to, 1)
+                next_pred + slot
             });
         }
         let info = &mut cx.functions[f];
-        info.rows = next_row..next_row + rows.len;
-        info.preds = next_pred as u16..(next_pred + preds.len) as u16;
-        next_row = info.rows.end;
+        (info.rows, info.wide, info.quad) = (next_row..end, wide, quad);
+        info.preds = next_pred as u16..(next_pred + preds.len()) as u16;
+        most = most.max(end - next_row);
+        next_row = end;
         next_pred = u32::from(info.preds.end);
-        most = most.max(rows.len);
     }
     rename(cx, &values, &place, &mut next_row);
     Ok(Compacted {

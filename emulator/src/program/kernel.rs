@@ -288,6 +288,8 @@ pub fn lower_kernel(
             start: 0,
             end: 0,
             rows: 0..0,
+            wide: 0,
+            quad: 0,
             preds: 0..0,
             recursive,
             frame_row,
@@ -378,6 +380,7 @@ fn lower_function<'m>(
     cx.fixups.clear();
     cx.line = f.line;
     let start = cx.pc();
+    crate::exec::call::emit_entry(cx);
     let mut pcs = Vec::with_capacity(f.body.len() + 1);
     for i in &f.body {
         pcs.push(cx.pc());

@@ -26,7 +26,7 @@ pub mod lower;
 pub mod placement;
 mod special;
 
-use crate::exec::Handler;
+use crate::exec::{Handler, LANES, Row};
 use crate::ptx::ast::{LaunchBounds, Loc};
 use std::any::Any;
 use std::sync::Arc;
@@ -273,8 +273,11 @@ pub struct FunctionInfo {
     /// Its operations.
     pub start: u32,
     pub end: u32,
-    /// Its rows and predicate slots after compaction.
+    /// Its rows and predicate slots after compaction: first those of 32 bits, from `wide` on those of 64, from `quad` on
+    /// those of 128.
     pub rows: std::ops::Range<u32>,
+    pub wide: u32,
+    pub quad: u32,
     pub preds: std::ops::Range<u16>,
     /// It can call itself, directly or not: its rows and its local memory are saved at each call.
     pub recursive: bool,
@@ -286,6 +289,24 @@ pub struct FunctionInfo {
     /// Formal parameters and results.
     pub params: Vec<Formal>,
     pub returns: Vec<Formal>,
+}
+
+impl FunctionInfo {
+    /// Copies the lanes of `mask` from one image of the function's rows to another.
+    pub fn copy_lanes(&self, to: &mut [Row], from: &[Row], mask: u32) {
+        let [wide, quad, end] =
+            [self.wide, self.quad, self.rows.end].map(|r| (r - self.rows.start) as usize);
+        for (range, rows) in [(0..wide, 1), (wide..quad, 2), (quad..end, 4)] {
+            for first in range.step_by(rows) {
+                for lane in (0..LANES).filter(|l| mask >> l & 1 == 1) {
+                    for word in lane * rows..(lane + 1) * rows {
+                        let (row, word) = (first + word / LANES, word % LANES);
+                        to[row].0[word] = from[row].0[word];
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Where a formal parameter or result of a device function lives.

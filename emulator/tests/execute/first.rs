@@ -1,6 +1,6 @@
 //! Kernels compiled by nvcc, from text to result.
-mod common;
-use common::*;
+
+use super::common::*;
 
 const FIRST: &str = include_str!("ptx/first.ptx");
 
