@@ -2,6 +2,7 @@
 //!
 //! A predicate register is a mask with a bit per lane, so `and.pred` is one operation for the whole warp.
 
+use super::float::Signed;
 use super::half::{BF16, F16};
 use super::lane::{Elem, Of, emit, lane, load, store};
 use super::modifiers::Modifiers;
@@ -122,6 +123,7 @@ comparable! {
     f64, f64, |v| v;
     Flushed, f32, |v| v.0;
     F16, f32, |v| v.to_f32();
+    FlushedF16, f32, |v| v.0.to_f32();
     BF16, f32, |v| v.to_f32();
 }
 
@@ -139,6 +141,23 @@ impl Elem for Flushed {
     #[inline(always)]
     fn put(self) -> u32 {
         self.0.to_bits()
+    }
+}
+
+/// The same for f16.
+#[derive(Clone, Copy)]
+pub(super) struct FlushedF16(F16);
+
+impl Elem for FlushedF16 {
+    type Mem = u32;
+    const TY: Ty = Ty::F16;
+    #[inline(always)]
+    fn get(mem: u32) -> Self {
+        FlushedF16(F16::get(mem).flush())
+    }
+    #[inline(always)]
+    fn put(self) -> u32 {
+        self.0.put()
     }
 }
 
@@ -162,7 +181,11 @@ macro_rules! tests {
 }
 
 // Negated comparisons are the unordered relations: NaN compares false with everything.
-#[allow(clippy::neg_cmp_op_on_partial_ord, clippy::nonminimal_bool)]
+#[allow(
+    clippy::neg_cmp_op_on_partial_ord,
+    clippy::nonminimal_bool,
+    clippy::double_comparisons
+)]
 mod relations {
     use super::*;
     tests! {
@@ -252,6 +275,27 @@ unsafe fn run_setp_pair<R: Test<T: Comparable<Key = f32> + Elem<Mem = u32>>>(
     }
     Flow::Next
 }
+
+/// `set` of packed halves: each half of the destination gets `imm` or zero.
+#[inline(always)]
+unsafe fn run_set_pair<R: HalfTest>(cx: &mut Cx, op: &Op) -> Flow {
+    // SAFETY: sources and destination are 32-bit rows.
+    unsafe {
+        let (a, b): ([u32; LANES], [u32; LANES]) = (load(cx, op.src[0]), load(cx, op.src[1]));
+        let with = cx.pred(op.psrc);
+        let (yes, operator) = (op.imm as u32, op.flags);
+        let half = |a: u32, b: u32, lane: usize| {
+            let related = u32::from(R::test(R::T::get(a).key(), R::T::get(b).key()));
+            (combine(operator, related, with >> lane) & 1).wrapping_neg() & yes
+        };
+        store(cx, op.dst, |i| {
+            half(a[i], b[i], i) | half(a[i] >> 16, b[i] >> 16, i) << 16
+        });
+    }
+    Flow::Next
+}
+
+crate::simd_handler!(set_pair_handler => run_set_pair<R: HalfTest>);
 
 /// A [`Test`] of 16-bit floats.
 pub(super) trait HalfTest: Test<T: Comparable<Key = f32> + Elem<Mem = u32>> {}
@@ -365,7 +409,8 @@ fn bool_op(m: &mut Modifiers) -> u8 {
 enum Into {
     Setp,
     Set,
-    Pair,
+    SetpPair,
+    SetPair,
 }
 
 macro_rules! by_relation {
@@ -437,10 +482,16 @@ fn handler(
     if matches!(ty, Ty::B16 | Ty::B32 | Ty::B64) && !matches!(r, Relation::Eq | Relation::Ne) {
         return cx.unsupported(i, "untyped bits can only be equal or not");
     }
-    if into == Into::Pair {
-        return Ok(match ty {
-            Ty::F16x2 => by_relation!(r, F16, setp_pair_handler),
-            _ => by_relation!(r, BF16, setp_pair_handler),
+    if matches!(into, Into::SetpPair | Into::SetPair) {
+        let set = into == Into::SetPair;
+        return Ok(match (ty, ftz) {
+            (Ty::F16x2, false) if set => by_relation!(r, F16, set_pair_handler),
+            (Ty::F16x2, true) if set => by_relation!(r, FlushedF16, set_pair_handler),
+            (Ty::BF16x2, false) if set => by_relation!(r, BF16, set_pair_handler),
+            (Ty::F16x2, false) => by_relation!(r, F16, setp_pair_handler),
+            (Ty::F16x2, true) => by_relation!(r, FlushedF16, setp_pair_handler),
+            (Ty::BF16x2, false) => by_relation!(r, BF16, setp_pair_handler),
+            _ => return cx.unsupported(i, "`.ftz` does not exist for bf16"),
         });
     }
     Ok(match (ty, ftz) {
@@ -454,6 +505,7 @@ fn handler(
         (Ty::F32, true) => handler_for!(into, r, Flushed),
         (Ty::F64, false) => handler_for!(into, r, f64),
         (Ty::F16, false) => handler_for!(into, r, F16),
+        (Ty::F16, true) => handler_for!(into, r, FlushedF16),
         (Ty::BF16, false) => handler_for!(into, r, BF16),
         _ => return cx.unsupported(i, "not a type of this instruction"),
     })
@@ -479,7 +531,7 @@ fn setp(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
         handler(
             cx,
             i,
-            if pair { Into::Pair } else { Into::Setp },
+            if pair { Into::SetpPair } else { Into::Setp },
             r,
             ty,
             ftz,
@@ -515,21 +567,29 @@ fn set(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
     if unsigned && !matches!(ty, Ty::U16 | Ty::U32 | Ty::U64) {
         return cx.unsupported(i, "lo, ls, hi and hs need an unsigned type");
     }
-    if matches!(ty, Ty::F16x2 | Ty::BF16x2) {
-        return cx.unsupported(i, "packed comparisons into a register are not supported");
-    }
+    let pair = matches!(ty, Ty::F16x2 | Ty::BF16x2);
     if i.operands.len() != 3 + usize::from(operator != 0) {
         return cx.unsupported(i, "wrong number of operands");
     }
-    let yes: u32 = match dst {
-        Ty::U32 | Ty::S32 => !0,
-        Ty::U16 | Ty::S16 => 0xffff,
-        Ty::F32 => 1f32.to_bits(),
-        Ty::F16 => 0x3c00,
-        Ty::BF16 => 0x3f80,
+    let yes: u32 = match (dst, pair) {
+        (Ty::U32 | Ty::S32, false) => !0,
+        (Ty::U16 | Ty::S16, false) | (Ty::U32 | Ty::S32, true) => 0xffff,
+        (Ty::F32, false) => 1f32.to_bits(),
+        (Ty::F16, false) | (Ty::F16x2, true) => 0x3c00,
+        (Ty::BF16, false) | (Ty::BF16x2, true) => 0x3f80,
         _ => return cx.unsupported(i, "not a destination type of this instruction"),
     };
-    let mut op = LowerCx::new_op(handler(cx, i, Into::Set, r, ty, ftz)?, Class::Predicate);
+    let mut op = LowerCx::new_op(
+        handler(
+            cx,
+            i,
+            if pair { Into::SetPair } else { Into::Set },
+            r,
+            ty,
+            ftz,
+        )?,
+        Class::Predicate,
+    );
     op.flags = operator;
     op.imm = i64::from(yes);
     op.src[0] = cx.src(&i.operands[1], ty)?;

@@ -8,10 +8,10 @@
 //! | float → float | through exact f64, rounded once; `.sat` into [0, 1], `.relu` negative to 0, `.satfinite` to the largest finite value; NaN canonical |
 //! | f32 → packed | `a` into the upper half, `b` into the lower |
 
-use super::float::{NAN, flush, saturate};
+use super::float::{canonical, flush, saturate};
 use super::half::{BF16, F16, Half, f32_to_bf16};
 use super::lane::{Elem, emit, lane, lane_handler};
-use super::modifiers::Modifiers;
+use super::modifiers::{Modifiers, flag};
 use super::rounding::{self, Mode, Narrow};
 use crate::program::Class;
 use crate::program::lower::{LowerCx, Result, bits};
@@ -184,7 +184,7 @@ impl Float for f32 {
     }
     #[inline(always)]
     fn exact(value: f64) -> Self {
-        if value.is_nan() { NAN } else { value as f32 }
+        canonical(value as f32)
     }
     #[inline(always)]
     fn flush(self) -> Self {
@@ -280,7 +280,7 @@ lane!(Convert<F: Float, D: Float>(a: F; imm) -> D {
 lane!(ToBf16(a: f32) -> BF16 { BF16(f32_to_bf16(a)) });
 lane!(ToF16(a: f32) -> F16 { F16(f32_to_f16(a)) });
 lane!(FromBf16(a: BF16) -> f32 { a.to_f32() });
-lane!(FromF16(a: F16) -> f32 { super::float::canonical(a.to_f32()) });
+lane!(FromF16(a: F16) -> f32 { canonical(a.to_f32()) });
 lane!(ToF64(a: f32) -> f64 { f64::from(a) });
 lane!(Saturate(a: f32) -> f32 { saturate(a) });
 lane!(PackBf16(a: f32, b: f32) -> u32 { u32::from(f32_to_bf16(a)) << 16 | u32::from(f32_to_bf16(b)) });
@@ -290,7 +290,7 @@ lane!(Pack<H: Half>(a: f32, b: f32; imm) -> u32 {
     half(a) << 16 | half(b)
 });
 lane!(ToTf32(a: f32; imm) -> f32 {
-    if a.is_nan() { NAN } else { narrow(f64::from(a), rounding::TF32, imm) as f32 }
+    canonical(narrow(f64::from(a), rounding::TF32, imm) as f32)
 });
 
 /// The 8-bit floats.
@@ -543,15 +543,13 @@ struct Form {
 
 impl Form {
     fn imm(&self) -> u32 {
-        self.mode
-            .or(self.integral)
-            .unwrap_or(Mode::Nearest)
-            .number()
-            | u32::from(self.ftz) * FTZ
-            | u32::from(self.sat) * SAT
-            | u32::from(self.relu) * RELU
-            | u32::from(self.satfinite) * SATFINITE
-            | u32::from(self.integral.is_some()) * INTEGRAL
+        let mode = self.mode.or(self.integral).unwrap_or(Mode::Nearest);
+        mode.number()
+            | flag(self.ftz, FTZ)
+            | flag(self.sat, SAT)
+            | flag(self.relu, RELU)
+            | flag(self.satfinite, SATFINITE)
+            | flag(self.integral.is_some(), INTEGRAL)
     }
 
     /// Only a rounding mode.

@@ -9,7 +9,7 @@
 //! one handler per operation that decides by [`Form`] in `imm`.
 
 use super::lane::{Elem, Of, emit, lane};
-use super::modifiers::Modifiers;
+use super::modifiers::{Modifiers, flag};
 use super::rounding::{self, Mode};
 use crate::program::Class;
 use crate::program::lower::{LowerCx, Result};
@@ -29,9 +29,16 @@ pub(super) fn flush(x: f32) -> f32 {
 /// The NaN that f32 instructions give.
 pub(super) const NAN: f32 = f32::from_bits(0x7fff_ffff);
 
+/// A NaN becomes the canonical one. The test is on bits: the compiler takes the payload of a NaN that an operation
+/// makes for undetermined, and may drop a selection between two NaNs.
 #[inline(always)]
 pub(super) fn canonical(x: f32) -> f32 {
-    if x.is_nan() { NAN } else { x }
+    let bits = x.to_bits();
+    f32::from_bits(if bits & 0x7fff_ffff > 0x7f80_0000 {
+        0x7fff_ffff
+    } else {
+        bits
+    })
 }
 
 /// What happens to subnormals, as a type.
@@ -205,7 +212,7 @@ impl Signed for f32 {
     }
     #[inline(always)]
     fn is_nan(self) -> bool {
-        self.is_nan()
+        self.to_bits() & 0x7fff_ffff > 0x7f80_0000
     }
     #[inline(always)]
     fn less(self, b: Self) -> bool {
@@ -365,9 +372,7 @@ pub(super) fn minmax_flags(cx: &LowerCx, i: &Instr, m: &mut Modifiers) -> Result
     if xorsign != abs {
         return cx.unsupported(i, "`.xorsign.abs` is one modifier");
     }
-    Ok(u32::from(ftz) * MINMAX_FTZ
-        | u32::from(nan) * MINMAX_NAN
-        | u32::from(xorsign) * MINMAX_XORSIGN)
+    Ok(flag(ftz, MINMAX_FTZ) | flag(nan, MINMAX_NAN) | flag(xorsign, MINMAX_XORSIGN))
 }
 
 fn form(m: &mut Modifiers) -> (Option<Mode>, Form) {

@@ -6,7 +6,7 @@
 
 use super::float::{self, Signed, minmax_flags};
 use super::lane::{Elem, Lane, Of, emit};
-use super::modifiers::Modifiers;
+use super::modifiers::{Modifiers, flag};
 use super::mufu;
 use super::rounding::{self, Mode, Narrow};
 use crate::program::Class;
@@ -266,9 +266,7 @@ pub(super) fn lower_shared(cx: &mut LowerCx, i: &Instr, ty: Ty) -> Result<bool> 
     }
     let rounded = m.take("rn");
     let approx = m.take("approx");
-    let imm = u32::from(m.take("ftz")) * FTZ
-        | u32::from(m.take("sat")) * SAT
-        | u32::from(m.take("relu")) * RELU;
+    let imm = flag(m.take("ftz"), FTZ) | flag(m.take("sat"), SAT) | flag(m.take("relu"), RELU);
     m.done(cx)?;
     let transcendental = matches!(opcode, "ex2" | "tanh");
     let unary = matches!(opcode, "abs" | "neg");

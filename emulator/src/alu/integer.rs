@@ -270,6 +270,9 @@ pub(super) fn lower_shared(cx: &mut LowerCx, i: &Instr, ty: Ty) -> Result<bool> 
         ("max", Ty::S16x2) => return emit::<MaxPairS>(cx, i, INT, 0),
         _ => {}
     }
+    if matches!(opcode, "neg" | "abs") && !matches!(ty, Ty::S16 | Ty::S32 | Ty::S64) {
+        return cx.unsupported(i, "its type is signed");
+    }
     if part == Some(Part::Wide) && matches!(ty, Ty::U64 | Ty::S64) {
         return cx.unsupported(i, "`.wide` does not exist for 64-bit types");
     }

@@ -11,6 +11,11 @@ pub(super) struct Modifiers<'i> {
     used: u64,
 }
 
+/// A flag of `Op::imm`.
+pub(super) fn flag(set: bool, bit: u32) -> u32 {
+    if set { bit } else { 0 }
+}
+
 impl<'i> Modifiers<'i> {
     pub fn new(i: &'i Instr) -> Self {
         Modifiers { i, used: 1 }

@@ -145,8 +145,8 @@ pub(super) fn add_odd(a: f64, b: f64) -> f64 {
 #[inline(always)]
 fn to_odd(s: f64, error: f64) -> f64 {
     let bits = s.to_bits();
-    // An exact result stays; one that is odd already has seen its error. (NaN: the error is NaN, which is not > or < 0.)
-    let lost = error > 0.0 || error < 0.0;
+    // An exact result stays; one that is odd already has seen its error. An infinite sum has a NaN for its error.
+    let lost = error.abs() > 0.0;
     let outward = (error > 0.0) == (s > 0.0);
     let moved = if outward {
         bits.wrapping_add(1)
