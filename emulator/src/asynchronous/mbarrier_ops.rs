@@ -473,6 +473,9 @@ fn remote_wait(cx: &mut Cx, s: Shared) -> Flow {
     );
     if let Some(check) = &mut cx.cluster().check {
         check.report(FindingKind::MbarrierMisuse, at, text.clone(), Vec::new());
+        if let Some(finding) = check.findings.last().cloned() {
+            return cx.fail(Fault::Finding(Box::new(finding)));
+        }
     }
     let fault = located(cx.launch, cx.pc, Fault::IllegalAddress(text));
     cx.fail(fault)

@@ -6,7 +6,7 @@ use super::address::{
 use super::modifiers::Modifiers;
 use crate::check::{Fence, Kind, Proxy};
 use crate::device::Fault;
-use crate::exec::{Cx, Flow, SHARED_WINDOW};
+use crate::exec::{Cx, Flow, SHARED_WINDOW, Wait};
 use crate::program::lower::{LowerCx, Result};
 use crate::program::{Class, Op};
 use crate::ptx::ast::{Instr, Ty};
@@ -248,6 +248,10 @@ unsafe fn replace_lane(cx: &mut Cx, r: &Replace, lane: usize) -> std::result::Re
 }
 
 unsafe fn copy_fence(cx: &mut Cx, op: &Op) -> Flow {
+    if !cx.aligned() {
+        return Flow::Block;
+    }
+    cx.fragment().wait = Wait::None;
     let c: &CopyFence = cx.ext(op);
     // All lanes have the same operands: the warp makes one copy.
     let Some(lane) = lanes(cx.mask).next() else {
