@@ -3,6 +3,7 @@
 //!
 //! `cargo bench -p birdie-emulator --bench wgmma`
 
+use birdie_emulator::device::{Device, LaunchConfig, Settings};
 use birdie_emulator::exec::Row;
 use birdie_emulator::tensor::descriptor::Tile;
 use birdie_emulator::tensor::execute::{Operands, run};
@@ -93,5 +94,76 @@ fn wgmma(c: &mut Criterion) {
     );
 }
 
-criterion_group!(benches, wgmma);
+/// A kernel that issues `4 * iterations` operations m64nNk16 on the same operands, four to a group, one group left in
+/// flight.
+fn loop_kernel(n: usize, iterations: usize) -> String {
+    let d: Vec<_> = (0..n / 2).map(|i| format!("%f{i}")).collect();
+    let d = d.join(",");
+    let zero: String = (0..n / 2)
+        .map(|i| format!("mov.f32 %f{i}, 0f00000000;\n"))
+        .collect();
+    let mma: String = (0..4)
+        .map(|k| {
+            format!(
+                "add.s64 %l2, %l0, {o};\nadd.s64 %l3, %l1, {o};\n\
+                 wgmma.mma_async.sync.aligned.m64n{n}k16.f32.bf16.bf16 {{{d}}}, %l2, %l3, 1, 1, 1, 0, 0;\n",
+                o = 2 * k
+            )
+        })
+        .collect();
+    format!(
+        ".version 8.5\n.target sm_90a\n.address_size 64\n.visible .entry k()\n{{\n\
+         .reg .b32 %r<8>; .reg .b64 %l<8>; .reg .f32 %f<{n}>; .reg .pred %p<2>;\n.shared .align 1024 .b8 s[40960];\n\
+         mov.u32 %r0, s;\nmov.u32 %r4, %tid.x;\nshl.b32 %r4, %r4, 4;\nadd.u32 %r4, %r4, %r0;\nmov.b32 %r5, 0;\n\
+         fill: st.shared.v4.b32 [%r4], {{%r5,%r5,%r5,%r5}};\nadd.u32 %r4, %r4, 2048;\n\
+         setp.lt.u32 %p0, %r4, 0xa400;\n@%p0 bra fill;\nfence.proxy.async.shared::cta;\nbar.sync 0;\n\
+         shr.u32 %r1, %r0, 4;\ncvt.u64.u32 %l0, %r1;\nadd.s64 %l0, %l0, 0x4000004000010000;\n\
+         add.s64 %l1, %l0, 512;\nmov.b32 %r2, 0;\n{zero}\
+         loop: wgmma.fence.sync.aligned;\n{mma}wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 1;\n\
+         add.u32 %r2, %r2, 1;\nsetp.lt.u32 %p0, %r2, {iterations};\n@%p0 bra loop;\n\
+         wgmma.wait_group.sync.aligned 0;\nret;\n}}\n"
+    )
+}
+
+/// The same work through a launched kernel: interpreter, scheduler and queue included, on one core.
+fn launched(c: &mut Criterion) {
+    let mut group = c.benchmark_group("wgmma kernel");
+    for checks in [false, true] {
+        for n in [64, 256] {
+            let iterations = if checks { 32 } else { 256 };
+            let device = Device::new(
+                0,
+                Settings {
+                    checks,
+                    threads: 1,
+                    memory_bytes: 1 << 28,
+                    ..Settings::default()
+                },
+            )
+            .expect("address space");
+            let module = device
+                .load_module(&loop_kernel(n, iterations))
+                .expect("the module loads");
+            let config = LaunchConfig {
+                grid: [1, 1, 1],
+                block: [128, 1, 1],
+                cluster: [1, 1, 1],
+                dynamic_shared: 0,
+            };
+            let flops = iterations * 4 * 2 * 64 * n * 16;
+            group.throughput(Throughput::Elements(flops as u64));
+            let name = if checks { "all checks" } else { "no checks" };
+            group.bench_function(BenchmarkId::new(name, n), |b| {
+                b.iter(|| {
+                    device
+                        .launch(&module.entries["k"], config, &[], 0)
+                        .expect("it runs")
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, wgmma, launched);
 criterion_main!(benches);
