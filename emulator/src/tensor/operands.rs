@@ -1,7 +1,9 @@
 //! What the checker is told about the shared memory a wgmma reads.
 //!
 //! The operation reads through the async proxy, as an agent per warp (forked when that warp issued it): each warp reads
-//! its 16 rows of A and all of B. So an operand that one of the warps has not waited for is found too.
+//! its 16 rows of A, and *one* of them reads B, in turn from operation to operation. All four read B on the device, but
+//! four unordered readers of every word are expensive to remember; and since a stage of a pipeline is read by several
+//! operations, a warp that has not waited for it, or has not let go of it, is still found at a part of its bytes.
 
 use super::descriptor::Tile;
 use super::panel::SourceA;
@@ -10,42 +12,80 @@ use super::wgmma::Mma;
 use crate::check::{At, Checker, Kind, Proxy};
 use crate::program::Program;
 
-/// Contiguous ranges (address, bytes) of the pieces of rows `rows`.
-fn ranges(tile: &Tile, rows: std::ops::Range<u32>) -> Vec<(u32, u32)> {
-    let mut pieces = Vec::with_capacity(2 * rows.len());
-    tile.pieces(rows, |a| pieces.push(a));
-    pieces.sort_unstable();
-    pieces.dedup();
-    let mut out: Vec<(u32, u32)> = Vec::new();
-    for a in pieces {
-        match out.last_mut() {
-            Some((start, bytes)) if *start + *bytes == a => *bytes += 16,
-            _ => out.push((a, 16)),
+/// Granules of 16 bytes: descriptor addresses have 18 bits.
+const GRANULES: usize = (1 << 18) / 16;
+
+/// Calls `f` with the contiguous ranges (address, bytes) that the pieces of rows `rows` make up.
+fn ranges(tile: &Tile, rows: std::ops::Range<u32>, mut f: impl FnMut(u32, u32)) {
+    let mut set = [0u64; GRANULES / 64];
+    let (mut low, mut high) = (GRANULES, 0);
+    tile.pieces(rows, |a| {
+        let g = (a / 16) as usize;
+        set[g / 64] |= 1 << (g % 64);
+        low = low.min(g);
+        high = high.max(g);
+    });
+    let mut run = 0;
+    for g in low..=high + 1 {
+        if g < GRANULES && set[g / 64] >> (g % 64) & 1 == 1 {
+            run += 1;
+        } else if run > 0 {
+            f((g - run) as u32 * 16, run as u32 * 16);
+            run = 0;
         }
     }
-    out
 }
 
-pub(super) fn check(check: &mut Checker, entry: &Entry, program: &Program, cta: u32) {
+/// Reports the reads of operation `index` of its warpgroup.
+pub(super) fn check(check: &mut Checker, entry: &Entry, index: u64, program: &Program, cta: u32) {
     let mma: &Mma = program.ext[entry.ext as usize]
         .downcast_ref()
         .expect("extension record of wgmma");
-    let b = ranges(&entry.b, 0..mma.n as u32);
-    for (w, agent) in entry.agents.iter().enumerate() {
+    let mut read = |warp: usize, tile: &Tile, rows: std::ops::Range<u32>| {
         let at = At {
-            agent: *agent,
+            agent: entry.agents[warp],
             pc: entry.pc,
         };
-        let mut read = |list: &[(u32, u32)], swizzle: u8| {
-            for &(address, bytes) in list {
-                check.shared_range(at, cta, address, bytes, Kind::Read, Proxy::Async);
-                check.expect_layout(at, cta, address, bytes, swizzle);
-            }
-        };
-        if let SourceA::Descriptor(tile) = &entry.a {
-            let first = 16 * w as u32;
-            read(&ranges(tile, first..first + 16), tile.swizzle);
+        ranges(tile, rows, |address, bytes| {
+            check.shared_range(at, cta, address, bytes, Kind::Read, Proxy::Async);
+            check.expect_layout(at, cta, address, bytes, tile.swizzle);
+        });
+    };
+    if let SourceA::Descriptor(tile) = &entry.a {
+        for w in 0..4 {
+            read(w as usize, tile, 16 * w..16 * w + 16);
         }
-        read(&b, entry.b.swizzle);
+    }
+    // Every fourth operation would meet the same part of every stage, hence the shift.
+    let reader = (index + index / 4) % 4;
+    read(reader as usize, &entry.b, 0..mma.n as u32);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_maximal_and_complete() {
+        // 32 of 128 bytes of every row: one range per row, but those of rows 7 and 8, 15 and 16, … touch.
+        let d = |start: u64, stride: u64, mode: u64| {
+            start >> 4 | 8 << 16 | (stride >> 4) << 32 | mode << 62
+        };
+        let tile = Tile::decode(d(0x400, 1024, 1), false);
+        let mut all = Vec::new();
+        ranges(&tile, 0..64, |a, b| all.push((a, b)));
+        assert_eq!(all.len(), 57);
+        assert!(all.iter().all(|r| r.1 == 32 || r.1 == 64));
+        assert_eq!(all.iter().map(|r| r.1).sum::<u32>(), 64 * 32);
+        // 32-byte swizzle: dense.
+        let tile = Tile::decode(d(0x400, 256, 3), false);
+        all.clear();
+        ranges(&tile, 8..64, |a, b| all.push((a, b)));
+        assert_eq!(all, [(0x500, 56 * 32)]);
+        // MN-major, 64 elements of 16 k: dense.
+        let tile = Tile::decode(d(0x400, 1024, 1), true);
+        all.clear();
+        ranges(&tile, 0..64, |a, b| all.push((a, b)));
+        assert_eq!(all, [(0x400, 2048)]);
     }
 }

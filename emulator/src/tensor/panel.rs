@@ -344,7 +344,7 @@ mod simd {
                         for (k, v) in [(2 * pair, even), (2 * pair + 1, odd)] {
                             let to = out.add((8 * piece + k) * 256 + rows * 32);
                             for (i, s) in spread.iter().enumerate() {
-                                _mm256_store_si256(
+                                _mm256_storeu_si256(
                                     to.add(8 * i).cast(),
                                     _mm256_permutevar8x32_epi32(v, *s),
                                 );

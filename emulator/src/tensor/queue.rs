@@ -336,10 +336,11 @@ fn retire(cx: &mut Cx, group: usize) -> bool {
     let Some(entry) = state.queue.pop_front() else {
         return false;
     };
+    let index = state.retired;
     state.retired += 1;
     if !entry.broken {
         if let Some(check) = cluster.check.as_deref_mut() {
-            super::operands::check(check, &entry, program, cta.rank);
+            super::operands::check(check, &entry, index, program, cta.rank);
         }
         let rows = &program.lists[entry.list as usize];
         let mma: &Mma = program.ext[entry.ext as usize]
