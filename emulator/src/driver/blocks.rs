@@ -29,7 +29,7 @@ impl State {
     ) -> Outcome<u64> {
         let id = self.handle();
         let place = &self.gpus[gpu];
-        let name = format!("cuMemAlloc #{}", self.blocks.len() + 1);
+        let name = format!("cuMemAlloc #{}", self.allocations + 1);
         let address = place
             .device
             .memory
@@ -41,6 +41,7 @@ impl State {
                     place.memory
                 ))
             })?;
+        self.allocations += 1;
         self.blocks.insert(
             address,
             Block {

@@ -19,18 +19,21 @@ fn check_flags(flags: u32) -> Outcome {
 pub unsafe fn primary_retain(out: *mut u64, device: i32) -> Outcome {
     let mut guard = state::lock()?;
     let gpu = guard.gpu(device)?;
-    let context = match guard.gpus[gpu].primary {
-        Some(context) => context,
-        None => {
-            let flags = guard.gpus[gpu].primary_flags;
-            let context = guard.new_context(gpu, flags, true);
-            guard.gpus[gpu].primary = Some(context);
-            context
-        }
-    };
+    let context = primary(&mut guard, gpu);
     put(out, context)?;
     guard.gpus[gpu].primary_users += 1;
     Ok(())
+}
+
+/// The primary context of a device, made when it is not there yet.
+pub fn primary(guard: &mut Guard, gpu: usize) -> Handle {
+    if let Some(context) = guard.gpus[gpu].primary {
+        return context;
+    }
+    let flags = guard.gpus[gpu].primary_flags;
+    let context = guard.new_context(gpu, flags, true);
+    guard.gpus[gpu].primary = Some(context);
+    context
 }
 
 /// Ends the primary context of a device.

@@ -41,7 +41,6 @@ mod context;
 mod copy;
 mod device;
 pub mod error;
-mod export;
 mod function;
 mod graph;
 mod graph_api;

@@ -195,6 +195,17 @@ pub unsafe fn get_address_v2(
     }
     // SAFETY: the caller's promise.
     let name = unsafe { text(name, "name") }?;
+    // The runtime asks for the function without a name to learn whether the look-up works at all.
+    let name = if name.is_empty() {
+        "cuGetProcAddress"
+    } else {
+        name
+    };
+    let version = if version == 0 {
+        super::device::VERSION
+    } else {
+        version
+    };
     let found = find(name, version, flags & PER_THREAD != 0);
     if !status.is_null() {
         put(status, u32::from(found.is_none()))?;

@@ -44,6 +44,8 @@ pub struct State {
     /// Pinned, registered and managed host memory by address.
     pub host_blocks: BTreeMap<u64, HostBlock>,
     pub queue: Queue,
+    /// Allocations so far, for their names.
+    pub allocations: u64,
     next: Handle,
 }
 
@@ -226,6 +228,7 @@ impl State {
             pools: HashMap::new(),
             blocks: BTreeMap::new(),
             host_blocks: BTreeMap::new(),
+            allocations: 0,
             next: 0x00b1_0000,
             config,
         };
