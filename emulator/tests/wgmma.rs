@@ -226,6 +226,18 @@ fn fragments_in_flight_keep_their_registers() {
     }
 }
 
+/// A guard that is false touches nothing.
+#[test]
+fn a_predicated_off_access_is_no_access() {
+    let mut body = FENCE.to_string();
+    for k in 0..4 {
+        body += &step(0, k, if k == 0 { "0" } else { "1" });
+    }
+    body += COMMIT;
+    body += "@%q1 mov.f32 %f3, 0f00000000;\nwgmma.wait_group.sync.aligned 0;\n";
+    expect(&run(&(body + &store(0, 0)), false, D), 1.0);
+}
+
 #[test]
 fn two_groups_in_flight() {
     let mut body = FENCE.to_string();

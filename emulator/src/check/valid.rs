@@ -110,7 +110,9 @@ impl Checker {
         fragment_mask: u32,
         mask: u32,
     ) {
-        if let Some(v) = self.tensor.touch(at.agent.0, effects) {
+        if mask != 0
+            && let Some(v) = self.tensor.touch(at.agent.0, effects)
+        {
             crate::tensor::queue::report_violation(self, at, v);
         }
         let w = at.agent.0 as usize;
