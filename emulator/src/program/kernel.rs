@@ -234,6 +234,17 @@ pub fn lower_kernel(
     entry: usize,
     exact: bool,
 ) -> Result<Program> {
+    lower_gathering(module, globals, entry, exact, None)
+}
+
+/// As [`lower_kernel`]; with `errors` all instructions that cannot be lowered are put there, and the program lacks them.
+pub fn lower_gathering(
+    module: &Module,
+    globals: &HashMap<String, SymbolValue>,
+    entry: usize,
+    exact: bool,
+    errors: Option<&mut Vec<LowerError>>,
+) -> Result<Program> {
     let graph = call_graph(module, globals, entry);
     let kernel = &module.functions[entry];
     let (params, param_bytes) = kernel_params(kernel)?;
@@ -261,6 +272,7 @@ pub fn lower_kernel(
     module_symbols.extend(shared.symbols.iter().map(|(k, v)| (k.clone(), *v)));
 
     let mut cx = LowerCx::new(module, kernel, &module_symbols);
+    cx.errors = errors.is_some().then(Vec::new);
     let mut frames = Vec::new();
     for &f in &graph.reachable {
         let function = &module.functions[f];
@@ -321,6 +333,9 @@ pub fn lower_kernel(
             rows,
             symbols,
         )?);
+    }
+    if let (Some(all), Some(found)) = (errors, cx.errors.take()) {
+        all.extend(found);
     }
     let stack = if graph.recursive.is_empty() {
         0
@@ -384,7 +399,12 @@ fn lower_function<'m>(
     let mut pcs = Vec::with_capacity(f.body.len() + 1);
     for i in &f.body {
         pcs.push(cx.pc());
-        dispatch::lower(cx, i)?;
+        if let Err(e) = dispatch::lower(cx, i) {
+            match &mut cx.errors {
+                Some(all) => all.push(e),
+                None => return Err(e),
+            }
+        }
     }
     pcs.push(cx.pc());
     cx.current = Effects::default();

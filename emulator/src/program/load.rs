@@ -1,10 +1,18 @@
 //! Loading a module: text to programs.
 
-use super::kernel::lower_kernel;
+use super::kernel::{lower_gathering, lower_kernel};
+use super::{LowerError, Program};
 use super::placement::place_module;
 use crate::device::{Device, LoadError, Module};
 use std::collections::HashMap;
 use std::sync::Arc;
+
+/// The kernels of a module as they would be loaded, and every instruction that keeps it from loading.
+#[derive(Default)]
+pub struct Inspection {
+    pub kernels: Vec<Program>,
+    pub errors: Vec<LowerError>,
+}
 
 impl Device {
     /// Parses, places and lowers a module. Nothing stays allocated when it fails.
@@ -21,6 +29,34 @@ impl Device {
             }
         }
         result
+    }
+
+    /// What a module holds and all that it cannot run with, for the tools. Nothing stays allocated.
+    pub fn inspect_module(&self, text: &str) -> Result<Inspection, LoadError> {
+        let ast = crate::ptx::parse(text).map_err(|e| LoadError::Parse {
+            line: e.line,
+            what: e.what,
+        })?;
+        let mut allocated = Vec::new();
+        let symbols = place_module(&ast, &self.memory, self.settings.memory_bytes, &mut allocated);
+        for a in allocated {
+            self.memory.free(a);
+        }
+        let symbols = symbols.map_err(LoadError::Lower)?;
+        let mut out = Inspection::default();
+        for (i, f) in ast.functions.iter().enumerate() {
+            if !f.is_entry || f.is_declaration {
+                continue;
+            }
+            let exact = self.settings.exact_alignment;
+            match lower_gathering(&ast, &symbols, i, exact, Some(&mut out.errors)) {
+                Ok(program) => out.kernels.push(program),
+                Err(e) => out.errors.push(e),
+            }
+        }
+        out.errors.sort_by_key(|e| e.line);
+        out.errors.dedup();
+        Ok(out)
     }
 
     fn lower_module(

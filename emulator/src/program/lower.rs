@@ -102,6 +102,8 @@ pub struct LowerCx<'m> {
     /// Effects of the instruction being lowered, filled by the accessors.
     pub current: Effects,
     pub line: u32,
+    /// Errors are gathered here, and lowering goes on with the next instruction.
+    pub errors: Option<Vec<LowerError>>,
 }
 
 pub type Result<T> = std::result::Result<T, LowerError>;
@@ -140,6 +142,7 @@ impl<'m> LowerCx<'m> {
             communicates: false,
             current: Effects::default(),
             line: 0,
+            errors: None,
         }
     }
 
