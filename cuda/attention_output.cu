@@ -53,8 +53,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const i32 head = first % H, tokens_per_trip = i32(gridDim.x) * UNITS / H;
   for (i32 n = first / H; n - unit / H < N; n += tokens_per_trip) {
     const i32 token = min(n, N - 1);
-    float x[8], direction[8];
-    load8(y + (i64(token) * H + head) * 64 + 8 * lane, x);
+    float x[8] = {}, direction[8];
+    if (n < N) load8(y + (i64(n) * H + head) * 64 + 8 * lane, x);
     if (xsa) {
       load8(v + i64(token) * v_stride + (head / 2) * 64 + 8 * lane, direction);
       normalise(direction);

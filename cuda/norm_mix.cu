@@ -31,10 +31,8 @@ template <typename Shape>
 __device__ __forceinline__ void norm_forward(const bf16 *x, bf16 *y, float s, i32 rows, i32 d) {
   const Slot<Shape> slot(d);
   for (i32 row = slot.first_row(); row - slot.first_row() % Shape::SLOTS < rows; row += slot.row_stride()) {
-    // NOTE: a slot without a row takes part in the shuffles of its warp with a copy of the last row.
-    const i32 source = min(row, rows - 1);
     Row<Shape> r;
-    slot.load(r, x, source);
+    slot.load(r, x, row, row < rows);
     const float factor = s * slot.inverse_rms(r);
     each_channel<Shape>([&](int c, int i) { r.x[c][i] *= factor; });
     if (row < rows) slot.store(r, y, row);
@@ -53,18 +51,18 @@ template <typename Shape>
 __device__ __forceinline__ void norm_backward(const bf16 *g, const bf16 *x, const bf16 *dy, bf16 *dx, float s, i32 rows, i32 d) {
   const Slot<Shape> slot(d);
   for (i32 row = slot.first_row(); row - slot.first_row() % Shape::SLOTS < rows; row += slot.row_stride()) {
-    const i32 source = min(row, rows - 1);
+    const bool live = row < rows;
     Row<Shape> value, e;
-    slot.load(value, x, source);
-    slot.load(e, dy, source);
+    slot.load(value, x, row, live);
+    slot.load(e, dy, row, live);
     each_channel<Shape>([&](int c, int i) { e.x[c][i] *= s; });
     norm_gradient(slot, value, e);
     if (g != nullptr) {
       Row<Shape> residual;
-      slot.load(residual, g, source);
+      slot.load(residual, g, row, live);
       each_channel<Shape>([&](int c, int i) { e.x[c][i] += residual.x[c][i]; });
     }
-    if (row < rows) slot.store(e, dx, row);
+    if (live) slot.store(e, dx, row);
   }
 }
 
@@ -86,20 +84,20 @@ __device__ __forceinline__ void mix_norm_forward(const bf16 *x, const bf16 *x0, 
   if constexpr (ENTRY == Entry::Skip) slot.load(a, p.skip_weight);
   if constexpr (ENTRY == Entry::Recycle) slot.load(a, p.scale), slot.load(b, p.bias);
   for (i32 row = slot.first_row(); row - slot.first_row() % Shape::SLOTS < rows; row += slot.row_stride()) {
-    const i32 source = min(row, rows - 1);
+    const bool live = row < rows;
     Row<Shape> u, other;
-    slot.load(u, x, source);
+    slot.load(u, x, row, live);
     if constexpr (ENTRY == Entry::Skip) {
-      slot.load(other, p.skip, source);
+      slot.load(other, p.skip, row, live);
       each_channel<Shape>([&](int c, int i) { u.x[c][i] += a.x[c][i] * other.x[c][i]; });
     }
     if constexpr (ENTRY == Entry::Recycle) each_channel<Shape>([&](int c, int i) { u.x[c][i] = a.x[c][i] * u.x[c][i] + b.x[c][i]; });
-    slot.load(other, x0, source);
+    slot.load(other, x0, row, live);
     each_channel<Shape>([&](int c, int i) { u.x[c][i] = round_bf16(m0.x[c][i] * u.x[c][i] + m1.x[c][i] * other.x[c][i]); });
-    if (row < rows) slot.store(u, x_in, row);
+    if (live) slot.store(u, x_in, row);
     const float factor = s * slot.inverse_rms(u);
     each_channel<Shape>([&](int c, int i) { u.x[c][i] *= factor; });
-    if (row < rows) slot.store(u, h, row);
+    if (live) slot.store(u, h, row);
   }
 }
 
@@ -125,24 +123,23 @@ __device__ __forceinline__ void mix_norm_backward(const bf16 *x, const bf16 *x0,
   if constexpr (ENTRY == Entry::Recycle) slot.load(a, p.scale), slot.load(b, p.bias);
 
   for (i32 row = slot.first_row(); row - slot.first_row() % Shape::SLOTS < rows; row += slot.row_stride()) {
-    const i32 source = min(row, rows - 1);
     const bool live = row < rows;
     Row<Shape> value, skip, u, first, x_in, e, other;
-    slot.load(value, x, source);
-    slot.load(first, x0, source);
+    slot.load(value, x, row, live);
+    slot.load(first, x0, row, live);
     u = value;
     if constexpr (ENTRY == Entry::Skip) {
-      slot.load(skip, p.skip, source);
+      slot.load(skip, p.skip, row, live);
       each_channel<Shape>([&](int c, int i) { u.x[c][i] += a.x[c][i] * skip.x[c][i]; });
     }
     if constexpr (ENTRY == Entry::Recycle) each_channel<Shape>([&](int c, int i) { u.x[c][i] = a.x[c][i] * u.x[c][i] + b.x[c][i]; });
     each_channel<Shape>([&](int c, int i) { x_in.x[c][i] = round_bf16(m0.x[c][i] * u.x[c][i] + m1.x[c][i] * first.x[c][i]); });
 
-    slot.load(e, g.dh, source);
+    slot.load(e, g.dh, row, live);
     each_channel<Shape>([&](int c, int i) { e.x[c][i] *= s; });
     norm_gradient(slot, x_in, e);
-    slot.load(other, g.dx1, source);
-    each_channel<Shape>([&](int c, int i) { e.x[c][i] = live ? e.x[c][i] + other.x[c][i] : 0.f; }); // dx_in
+    slot.load(other, g.dx1, row, live);
+    each_channel<Shape>([&](int c, int i) { e.x[c][i] += other.x[c][i]; }); // dx_in
 
     each_channel<Shape>([&](int c, int i) {
       const float dx_in = e.x[c][i];

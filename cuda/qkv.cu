@@ -171,7 +171,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         add_value_embedding(x, source, token, KV * 64, value_column);
         load8(v_first + i64(token) * v_first_stride + value_column, other);
         if (live) c0_sum += dot8(g, other), c1_sum += dot8(g, x);
-        if (dv_first_role == FIRST_ADD) {
+        if (dv_first_role == FIRST_ADD && live) { // NOTE: without a row of its own the unit would read what another one writes
           load8(dv_first + place, other);
         } else {
 #pragma unroll

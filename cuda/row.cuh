@@ -35,11 +35,13 @@ template <typename Shape> struct Slot {
   __device__ __forceinline__ i32 first_row() const { return i32(blockIdx.x * Shape::SLOTS + threadIdx.x / Shape::LANES); }
   __device__ __forceinline__ i32 row_stride() const { return i32(gridDim.x * Shape::SLOTS); }
 
-  // A row of a [rows, d] matrix (or row 0 of a vector), bf16 or f32.
-  template <typename T> __device__ __forceinline__ void load(Row<Shape> &r, const T *matrix, i64 row = 0) const {
+  // A row of a [rows, d] matrix (or row 0 of a vector), bf16 or f32. A slot without a row (`live` false) gets zeros, so that
+  // it can take part in the shuffles of its warp.
+  template <typename T>
+  __device__ __forceinline__ void load(Row<Shape> &r, const T *matrix, i64 row = 0, bool live = true) const {
 #pragma unroll
     for (int c = 0; c < Shape::CHUNKS; ++c) {
-      if (channel(c) < d) {
+      if (live && channel(c) < d) {
         load8(matrix + row * d + channel(c), r.x[c]);
       } else {
 #pragma unroll
