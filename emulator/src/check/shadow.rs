@@ -1,7 +1,12 @@
 //! Shadow memory: for every 4-byte word who wrote it last and who has read it since.
 //!
-//! A cell keeps one writer and one reader inline; further concurrent readers go to a side table. Bytes within the word
-//! are told apart by a 4-bit mask, so that neighbouring 8- and 16-bit values of two warps are not mistaken for one.
+//! Bytes within a word are told apart by a 4-bit mask, so that neighbouring 8- and 16-bit values of two warps are not
+//! mistaken for one. Most accesses cover whole, aligned 32-byte blocks (vector accesses of a warp, tensor copies, rows
+//! of matrix operands), so the eight words of a block share one cell until an access covers only a part of it; a
+//! write of the whole block joins them again.
+//!
+//! A cell remembers the last [`READERS`] readers since the last write. With more readers than that the oldest is forgotten:
+//! a race with it may be missed, none is invented.
 
 use super::{Kind, Proxy};
 use std::collections::HashMap;
@@ -18,7 +23,7 @@ pub struct Past {
     pub proxy: Proxy,
 }
 
-pub const NOBODY: Past = Past {
+const NOBODY: Past = Past {
     agent: u32::MAX,
     clock: 0,
     pc: u32::MAX,
@@ -27,20 +32,22 @@ pub const NOBODY: Past = Past {
     proxy: Proxy::Generic,
 };
 
+/// Readers that a cell remembers.
+pub const READERS: usize = 3;
+
 #[derive(Debug, Clone, Copy)]
-pub struct Cell {
-    pub write: Past,
-    pub read: Past,
-    /// More readers stand in the side table.
-    pub many: bool,
+struct Cell {
+    write: Past,
+    reads: [Past; READERS],
+    readers: u8,
     /// Bytes that hold a value (initialised by any write).
-    pub valid: u8,
+    valid: u8,
 }
 
-pub const EMPTY: Cell = Cell {
+const EMPTY: Cell = Cell {
     write: NOBODY,
-    read: NOBODY,
-    many: false,
+    reads: [NOBODY; READERS],
+    readers: 0,
     valid: 0,
 };
 
@@ -69,97 +76,10 @@ pub trait Order {
     fn proxied(&self, agent: u32, clock: u32) -> bool;
 }
 
-const PAGE: usize = 1024;
-
-/// Shadow of one address space: pages made on first touch.
-#[derive(Default)]
-pub struct Shadow {
-    pages: HashMap<u64, Box<[Cell; PAGE]>>,
-    last: Option<(u64, *mut [Cell; PAGE])>,
-    readers: HashMap<u64, Vec<Past>>,
-}
-
-impl Shadow {
+impl Cell {
+    /// Records an access to the bytes of `mask`; the conflict with what is remembered, if any.
     #[inline(always)]
-    fn cell(&mut self, word: u64) -> &mut Cell {
-        let page = word / PAGE as u64;
-        let p = match self.last {
-            Some((n, p)) if n == page => p,
-            _ => {
-                let p: *mut [Cell; PAGE] = &mut **self
-                    .pages
-                    .entry(page)
-                    .or_insert_with(|| Box::new([EMPTY; PAGE]));
-                self.last = Some((page, p));
-                p
-            }
-        };
-        // SAFETY: the page is boxed, owned by `pages` and never removed while `last` points to it.
-        unsafe { &mut (*p)[(word % PAGE as u64) as usize] }
-    }
-
-    /// Marks bytes as initialised without an access (memory copies by the host).
-    pub fn initialise(&mut self, address: u64, bytes: u64) {
-        let end = address + bytes;
-        let mut at = address;
-        while at < end {
-            let mask = byte_mask(at, end);
-            self.cell(at / 4).valid |= mask;
-            at = (at / 4 + 1) * 4;
-        }
-    }
-
-    /// Marks bytes as undefined: an undefined value was stored there.
-    pub fn poison(&mut self, address: u64, bytes: u64) {
-        let end = address + bytes;
-        let mut at = address;
-        while at < end {
-            let mask = byte_mask(at, end);
-            self.cell(at / 4).valid &= !mask;
-            at = (at / 4 + 1) * 4;
-        }
-    }
-
-    /// Bytes of `[address, address + bytes)` that nobody has written: the first such address.
-    pub fn first_uninitialised(&mut self, address: u64, bytes: u64) -> Option<u64> {
-        let end = address + bytes;
-        let mut at = address;
-        while at < end {
-            let missing = byte_mask(at, end) & !self.cell(at / 4).valid;
-            if missing != 0 {
-                return Some(at / 4 * 4 + u64::from(missing.trailing_zeros()));
-            }
-            at = (at / 4 + 1) * 4;
-        }
-        None
-    }
-
-    /// Records an access; the first conflict with what is remembered, with the address it is at.
-    pub fn access(
-        &mut self,
-        address: u64,
-        bytes: u64,
-        new: New,
-        order: &impl Order,
-    ) -> Option<(u64, Conflict)> {
-        let end = address + bytes;
-        let mut at = address;
-        let mut found = None;
-        while at < end {
-            let mask = byte_mask(at, end);
-            if let Some(c) = self.word(at / 4, mask, new, order)
-                && found.is_none()
-            {
-                found = Some((at, c));
-            }
-            at = (at / 4 + 1) * 4;
-        }
-        found
-    }
-
-    #[inline(always)]
-    fn word(&mut self, word: u64, mask: u8, new: New, order: &impl Order) -> Option<Conflict> {
-        let cell = self.cell(word);
+    fn access(&mut self, mask: u8, new: New, order: &impl Order) -> Option<Conflict> {
         let past = Past {
             agent: new.agent,
             clock: new.clock,
@@ -168,8 +88,8 @@ impl Shadow {
             atomic: new.kind == Kind::Atomic,
             proxy: new.proxy,
         };
+        let w = self.write;
         let mut found = None;
-        let w = cell.write;
         if w.bytes & mask != 0 && w.agent != new.agent && !(w.atomic && past.atomic) {
             if !order.seen(w.agent, w.clock) {
                 found = Some(Conflict::Race {
@@ -183,64 +103,186 @@ impl Shadow {
                 found = Some(Conflict::Proxy { earlier: w });
             }
         }
+        let readers = usize::from(self.readers);
         if new.kind == Kind::Read {
-            let r = cell.read;
-            if r.agent == new.agent || r.bytes == 0 || (order.seen(r.agent, r.clock) && !cell.many)
-            {
-                let bytes = if r.agent == new.agent && r.clock == new.clock {
-                    r.bytes | mask
-                } else {
-                    mask
-                };
-                // A covering reader replaces the one it is ordered after.
-                if r.agent == new.agent || r.bytes & !mask == 0 || r.bytes == 0 {
-                    cell.read = Past { bytes, ..past };
-                    return found;
+            // The same reader again, or one that the new reader follows and covers, gives up its place.
+            let place = self.reads[..readers].iter().position(|p| {
+                p.agent == new.agent || p.bytes & !mask == 0 && order.seen(p.agent, p.clock)
+            });
+            match place {
+                Some(i) => {
+                    let p = &mut self.reads[i];
+                    let bytes = if p.agent == new.agent && p.clock == new.clock {
+                        p.bytes | mask
+                    } else {
+                        mask
+                    };
+                    *p = Past { bytes, ..past };
+                }
+                None if readers < READERS => {
+                    self.reads[readers] = past;
+                    self.readers += 1;
+                }
+                None => {
+                    self.reads.rotate_left(1);
+                    self.reads[READERS - 1] = past;
                 }
             }
-            cell.many = true;
-            let list = self.readers.entry(word).or_default();
-            list.retain(|p| {
-                p.agent != new.agent && !(order.seen(p.agent, p.clock) && p.bytes & !mask == 0)
-            });
-            list.push(past);
             return found;
         }
         // A write or atomic: every reader since must be ordered before it.
-        let r = cell.read;
-        let mut conflicting =
-            (r.bytes & mask != 0 && r.agent != new.agent && !order.seen(r.agent, r.clock))
-                .then_some(r);
-        let many = cell.many;
-        cell.write = if w.agent == new.agent && w.clock == new.clock {
-            Past {
-                bytes: w.bytes | mask,
-                ..past
-            }
+        let unordered = self.reads[..readers]
+            .iter()
+            .copied()
+            .find(|p| p.bytes & mask != 0 && p.agent != new.agent && !order.seen(p.agent, p.clock));
+        let bytes = if w.agent == new.agent && w.clock == new.clock {
+            w.bytes | mask
         } else {
-            past
+            mask
         };
-        cell.valid |= mask;
+        self.write = Past { bytes, ..past };
+        self.valid |= mask;
         if mask == 0xf {
-            cell.read = NOBODY;
-            cell.many = false;
+            self.readers = 0;
         }
-        if many {
-            if let Some(list) = self.readers.get(&word) {
-                conflicting = conflicting.or_else(|| {
-                    list.iter().copied().find(|p| {
-                        p.bytes & mask != 0 && p.agent != new.agent && !order.seen(p.agent, p.clock)
-                    })
-                });
-            }
-            if mask == 0xf {
-                self.readers.remove(&word);
-            }
-        }
-        found.or(conflicting.map(|earlier| Conflict::Race {
+        found.or(unordered.map(|earlier| Conflict::Race {
             earlier,
             earlier_writes: false,
         }))
+    }
+}
+
+const WORDS: usize = 8;
+const BLOCK: u64 = 4 * WORDS as u64;
+
+/// Eight words: one cell for all, or one each.
+#[derive(Debug, Clone)]
+struct Block {
+    all: Cell,
+    each: Option<Box<[Cell; WORDS]>>,
+}
+
+impl Block {
+    fn word(&mut self, i: usize) -> &mut Cell {
+        let all = self.all;
+        &mut self.each.get_or_insert_with(|| Box::new([all; WORDS]))[i]
+    }
+}
+
+/// Blocks of a page (4 KiB).
+const PAGE: usize = 128;
+type Page = [Block; PAGE];
+
+/// Shadow of one address space: pages made on first touch.
+#[derive(Default)]
+pub struct Shadow {
+    pages: HashMap<u64, Box<Page>>,
+    last: Option<(u64, *mut Page)>,
+}
+
+impl Shadow {
+    #[inline(always)]
+    fn block(&mut self, block: u64) -> &mut Block {
+        let page = block / PAGE as u64;
+        let p = match self.last {
+            Some((n, p)) if n == page => p,
+            _ => {
+                let p: *mut Page = &mut **self.pages.entry(page).or_insert_with(|| {
+                    let empty = Block {
+                        all: EMPTY,
+                        each: None,
+                    };
+                    Box::new(std::array::from_fn(|_| empty.clone()))
+                });
+                self.last = Some((page, p));
+                p
+            }
+        };
+        // SAFETY: the page is boxed, owned by `pages` and never removed while `last` points to it.
+        unsafe { &mut (&mut *p)[(block % PAGE as u64) as usize] }
+    }
+
+    /// Calls `f` with every cell that stands for bytes of the range, the mask of those bytes and the address of the
+    /// first; whole blocks come as one.
+    #[inline(always)]
+    fn cells(&mut self, address: u64, bytes: u64, mut f: impl FnMut(&mut Cell, u8, u64)) {
+        let end = address + bytes;
+        let mut at = address;
+        while at < end {
+            let block = self.block(at / BLOCK);
+            if at % BLOCK == 0 && end - at >= BLOCK {
+                match &mut block.each {
+                    None => f(&mut block.all, 0xf, at),
+                    Some(words) => {
+                        for (i, w) in words.iter_mut().enumerate() {
+                            f(w, 0xf, at + 4 * i as u64);
+                        }
+                    }
+                }
+                at += BLOCK;
+            } else {
+                let mask = byte_mask(at, end);
+                f(block.word((at / 4) as usize % WORDS), mask, at);
+                at = (at / 4 + 1) * 4;
+            }
+        }
+    }
+
+    /// Marks bytes as initialised without an access (memory copies by the host).
+    pub fn initialise(&mut self, address: u64, bytes: u64) {
+        self.cells(address, bytes, |c, mask, _| c.valid |= mask);
+    }
+
+    /// Marks bytes as undefined: an undefined value was stored there.
+    pub fn poison(&mut self, address: u64, bytes: u64) {
+        self.cells(address, bytes, |c, mask, _| c.valid &= !mask);
+    }
+
+    /// Bytes of `[address, address + bytes)` that nobody has written: the first such address.
+    pub fn first_uninitialised(&mut self, address: u64, bytes: u64) -> Option<u64> {
+        let mut found = None;
+        self.cells(address, bytes, |c, mask, at| {
+            let missing = mask & !c.valid;
+            if missing != 0 && found.is_none() {
+                found = Some(at / 4 * 4 + u64::from(missing.trailing_zeros()));
+            }
+        });
+        found
+    }
+
+    /// Records an access; the first conflict with what is remembered, with the address it is at.
+    pub fn access(
+        &mut self,
+        address: u64,
+        bytes: u64,
+        new: New,
+        order: &impl Order,
+    ) -> Option<(u64, Conflict)> {
+        let mut found = None;
+        self.cells(address, bytes, |c, mask, at| {
+            if let Some(conflict) = c.access(mask, new, order)
+                && found.is_none()
+            {
+                found = Some((at, conflict));
+            }
+        });
+        if new.kind != Kind::Read {
+            self.join_blocks(address, bytes);
+        }
+        found
+    }
+
+    /// Blocks that one write has covered are one again.
+    fn join_blocks(&mut self, address: u64, bytes: u64) {
+        let end = address + bytes;
+        let mut at = address.next_multiple_of(BLOCK);
+        while at < end && end - at >= BLOCK {
+            let block = self.block(at / BLOCK);
+            if let Some(words) = block.each.take() {
+                block.all = words[0];
+            }
+            at += BLOCK;
+        }
     }
 }
 
@@ -426,5 +468,39 @@ mod tests {
         assert_eq!(s.first_uninitialised(3, 6), None);
         assert_eq!(s.first_uninitialised(2, 4), Some(2));
         assert_eq!(s.first_uninitialised(4, 8), Some(9));
+    }
+
+    #[test]
+    fn a_part_of_a_block_is_told_apart_and_a_whole_write_joins_it_again() {
+        let mut s = Shadow::default();
+        s.access(
+            64,
+            32,
+            new(0, Kind::Write, Proxy::Generic),
+            &All(true, true),
+        );
+        // Word 3 is written by somebody else; only who meets that word conflicts with it.
+        s.access(76, 4, new(1, Kind::Write, Proxy::Generic), &All(true, true));
+        struct AllBut(u32);
+        impl Order for AllBut {
+            fn seen(&self, a: u32, _: u32) -> bool {
+                a != self.0
+            }
+            fn proxied(&self, _: u32, _: u32) -> bool {
+                true
+            }
+        }
+        let read = new(2, Kind::Read, Proxy::Generic);
+        assert_eq!(s.access(64, 12, read, &AllBut(1)), None);
+        let c = s.access(64, 32, read, &AllBut(1));
+        assert!(matches!(c, Some((76, Conflict::Race { earlier, .. })) if earlier.agent == 1));
+        s.access(
+            64,
+            32,
+            new(3, Kind::Write, Proxy::Generic),
+            &All(true, true),
+        );
+        assert!(s.block(2).each.is_none());
+        assert_eq!(s.access(64, 32, read, &AllBut(1)), None);
     }
 }
