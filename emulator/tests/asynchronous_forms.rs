@@ -385,6 +385,57 @@ fn a_wait_that_leaves_the_group_in_flight_is_found() {
     }
 }
 
+/// Writes the fields of a map of 64 x 64 u32 with boxes of 8 x 8 at %rd1, tensor behind it, with generic stores.
+const EDIT: &str = "
+tensormap.replace.tile.global_address.global.b1024.b64 [%rd1], %rd1;
+tensormap.replace.tile.rank.global.b1024.b32 [%rd1], 1;
+tensormap.replace.tile.elemtype.global.b1024.b32 [%rd1], 2;
+tensormap.replace.tile.box_dim.global.b1024.b32 [%rd1], 0, 8;
+tensormap.replace.tile.box_dim.global.b1024.b32 [%rd1], 1, 8;
+tensormap.replace.tile.global_dim.global.b1024.b32 [%rd1], 0, 64;
+tensormap.replace.tile.global_dim.global.b1024.b32 [%rd1], 1, 64;
+tensormap.replace.tile.global_stride.global.b1024.b64 [%rd1], 0, 256;
+tensormap.replace.tile.element_stride.global.b1024.b32 [%rd1], 0, 1;
+tensormap.replace.tile.element_stride.global.b1024.b32 [%rd1], 1, 1;
+";
+
+#[test]
+fn an_edited_map_needs_a_fence() {
+    let body = |fence: &str| {
+        format!(
+            "{INIT}{EDIT}{fence}\nmbarrier.arrive.expect_tx.shared.b64 _, [bar], 256;\n\
+             cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%r2], [%rd1, {{0, 1}}], [%r3];\n\
+             WAIT:\nmbarrier.try_wait.parity.shared::cta.b64 %p1, [%r3], 0;\n@!%p1 bra WAIT;"
+        )
+    };
+    let fence = "fence.proxy.tensormap::generic.release.gpu;\nfence.proxy.tensormap::generic.acquire.gpu [%rd1], 128;";
+    finds(FindingKind::TensorMap, "has changed", 1, 1, &body(""));
+    for policy in [Policy::Eager, Policy::Latest, Policy::Random] {
+        let right = run(policy, 1, 1, &body(fence));
+        assert!(right.is_ok(), "{policy:?}: {right:?}");
+    }
+}
+
+#[test]
+fn a_missed_phase_is_named_in_the_deadlock() {
+    // Thread 32 waits for phases 0 and 1 while thread 0 completes phases 0, 1 and 2 without being held up.
+    let body = format!(
+        "setp.ne.u32 %p2, %r1, 0;\n@!%p2 {}bar.sync 0;\nsetp.eq.u32 %p3, %r1, 32;\n\
+         @!%p2 mbarrier.arrive.shared.b64 _, [bar];\nbar.sync 0;\n\
+         @%p3 mbarrier.test_wait.parity.shared::cta.b64 %p1, [%r3], 0;\nbar.sync 0;\n\
+         @!%p2 mbarrier.arrive.shared.b64 _, [bar];\n@!%p2 mbarrier.arrive.shared.b64 _, [bar];\nbar.sync 0;\n\
+         WAIT:\n@!%p3 bra OUT;\nmbarrier.try_wait.parity.shared::cta.b64 %p1, [%r3], 1;\n@!%p1 bra WAIT;\nOUT:",
+        INIT
+    );
+    finds(
+        FindingKind::Deadlock,
+        "warp 1 saw phase 0 complete last: phase 1 has completed since",
+        1,
+        64,
+        &body,
+    );
+}
+
 #[test]
 fn operands_that_a_device_refuses() {
     let with = |body: &str| format!("{INIT}{body}");

@@ -41,6 +41,8 @@ pub struct Mbarrier {
     /// Bytes announced and not delivered yet; negative when delivered before they were announced.
     pub tx: i64,
     transfers: Vec<Transfer>,
+    /// Agents that have waited (with checks), and the latest phase that each saw complete.
+    waiters: Vec<(u32, u64)>,
     /// The bytes last written to shared memory.
     bytes: u64,
     misuse: Option<String>,
@@ -55,6 +57,7 @@ impl Mbarrier {
             pending: count & MAX_COUNT,
             tx: 0,
             transfers: Vec::new(),
+            waiters: Vec::new(),
             bytes: 0,
             misuse: (count == 0 || count > MAX_COUNT)
                 .then(|| format!("initialised with the count {count}, not 1..={MAX_COUNT}")),
@@ -80,6 +83,7 @@ impl Mbarrier {
             pending: (bytes & FIELD) as u32,
             tx: if tx >> 20 == 0 { tx } else { tx - (1 << 21) },
             transfers: Vec::new(),
+            waiters: Vec::new(),
             bytes,
             misuse: None,
         }
@@ -109,6 +113,22 @@ impl Mbarrier {
     /// True iff the current phase has the other parity, that is the latest phase of this parity has completed.
     pub fn parity_complete(&self, parity: u32) -> bool {
         self.phase & 1 != u64::from(parity & 1)
+    }
+
+    /// `agent` has seen the phase before the current one complete.
+    pub fn saw(&mut self, agent: u32) {
+        let Some(phase) = self.phase.checked_sub(1) else {
+            return;
+        };
+        match self.waiters.iter_mut().find(|w| w.0 == agent) {
+            Some(w) => w.1 = phase,
+            None => self.waiters.push((agent, phase)),
+        }
+    }
+
+    /// The latest phase that `agent` has seen complete.
+    pub fn last_seen(&self, agent: u32) -> Option<u64> {
+        self.waiters.iter().find(|w| w.0 == agent).map(|w| w.1)
     }
 
     fn note(&mut self, what: String) {
@@ -397,12 +417,12 @@ fn locate<'c>(cluster: &'c mut Cluster, s: Shared, at: At) -> &'c mut Mbarrier {
     &mut cluster.asynchronous.barriers(s.cta).objects[index]
 }
 
-/// Reads the object at `s`.
+/// Looks at the object at `s` without changing its state.
 pub(super) fn observe<T>(
     cluster: &mut Cluster,
     s: Shared,
     at: At,
-    f: impl FnOnce(&Mbarrier) -> T,
+    f: impl FnOnce(&mut Mbarrier) -> T,
 ) -> T {
     f(locate(cluster, s, at))
 }

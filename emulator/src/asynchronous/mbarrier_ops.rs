@@ -413,12 +413,17 @@ fn look(
     if first {
         touch(cluster, at, s, Kind::Arrive);
     }
+    let checks = cluster.check.is_some();
     let (phase, complete, age) = mbarrier::observe(cluster, s, at, |b| {
-        if w.parity {
-            (b.phase, b.parity_complete(state as u32), 0)
+        let (complete, age) = if w.parity {
+            (b.parity_complete(state as u32), 0)
         } else {
-            (b.phase, b.token_complete(state), b.token_age(state))
+            (b.token_complete(state), b.token_age(state))
+        };
+        if complete && checks {
+            b.saw(at.agent.0);
         }
+        (b.phase, complete, age)
     });
     if let Some(check) = &mut cluster.check {
         if age >= 2 {

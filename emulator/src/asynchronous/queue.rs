@@ -78,6 +78,9 @@ pub struct AsyncState {
     groups: Vec<WarpGroups>,
     issued: u64,
     maps: Vec<CachedMap>,
+    /// Acquiring fences of the tensormap proxy so far, and maps changed since the last one.
+    map_fences: u64,
+    edited_maps: Vec<(u64, At)>,
     /// Bumped when all blocked try_waits are to time out.
     pub(super) expiries: u32,
     expired_in_a_row: u32,
@@ -92,6 +95,10 @@ struct CachedMap {
     address: u64,
     bytes: [u8; TENSOR_MAP_BYTES],
     map: TensorMap,
+    /// `map_fences` when these bytes were read.
+    fences: u64,
+    /// They had changed since the last use without a fence.
+    stale: bool,
 }
 
 impl AsyncState {
@@ -179,16 +186,19 @@ impl AsyncState {
         &mut self.queue[index]
     }
 
-    /// The decoded map, if these bytes were decoded for this address before.
+    /// The decoded map at an address. Decoding is cached: most kernels use a few maps many times.
     pub(super) fn cached_map(
         &mut self,
         address: u64,
         bytes: &[u8; TENSOR_MAP_BYTES],
     ) -> Result<TensorMap, String> {
+        let fences = self.map_fences;
         if let Some(c) = self.maps.iter_mut().find(|c| c.address == address) {
             if c.bytes != *bytes {
                 c.map = TensorMap::decode(bytes)?;
                 c.bytes = *bytes;
+                c.stale = c.fences == fences;
+                c.fences = fences;
             }
             return Ok(c.map);
         }
@@ -200,8 +210,31 @@ impl AsyncState {
             address,
             bytes: *bytes,
             map,
+            fences,
+            stale: false,
         });
         Ok(map)
+    }
+
+    /// A `fence.proxy.tensormap` with acquire semantics was executed.
+    pub fn maps_acquired(&mut self) {
+        self.map_fences += 1;
+        self.edited_maps.clear();
+    }
+
+    /// The map at a global address was changed by an instruction of this cluster.
+    pub(super) fn map_edited(&mut self, address: u64, at: At) {
+        self.edited_maps.retain(|e| e.0 != address);
+        self.edited_maps.push((address, at));
+    }
+
+    /// Was the map changed since the last acquiring fence? Answers once per change: who changed it, if that is known.
+    pub(super) fn take_stale_map(&mut self, address: u64) -> Option<Option<At>> {
+        if let Some(i) = self.edited_maps.iter().position(|e| e.0 == address) {
+            return Some(Some(self.edited_maps.swap_remove(i).1));
+        }
+        let cached = self.maps.iter_mut().find(|c| c.address == address)?;
+        std::mem::take(&mut cached.stale).then_some(None)
     }
 }
 
@@ -464,6 +497,23 @@ pub(super) fn check_alive(cx: &mut Cx, mask: u16) {
     }
 }
 
+/// Reports a write to shared memory of a CTA that has exited.
+pub(super) fn check_written(cluster: &mut Cluster, s: Shared, at: At) {
+    if cluster.ctas[s.cta as usize].exited
+        && let Some(check) = &mut cluster.check
+    {
+        check.report(
+            FindingKind::ClusterLifetime,
+            at,
+            format!(
+                "writes shared address {:#x} of CTA {}, which has exited",
+                s.address, s.cta
+            ),
+            Vec::new(),
+        );
+    }
+}
+
 /// The last warp of CTA `rank` has exited.
 pub fn cta_exits(cluster: &mut Cluster, rank: u32, at: At) {
     mbarrier::check_exit(cluster, rank, at);
@@ -515,10 +565,11 @@ pub fn describe_wait(cluster: &Cluster, cta: &Cta, wait: &Wait) -> Option<String
                 .and_then(|b| b.get(address))
                 .map_or_else(|| "no object there".to_owned(), |b| b.describe());
             let s = Shared { cta: rank, address };
+            let missed = missed_phase(state, cta, address).unwrap_or_default();
             let flying = copies(&|f| f.work.signals(s));
             Some(format!(
                 "mbarrier at shared address {address:#x} of CTA {rank}, completion of phase {phase}; it is in {object}; \
-                 {flying} copies for it in flight"
+                 {flying} copies for it in flight{missed}"
             ))
         }
         Wait::CopyGroup {
@@ -533,6 +584,26 @@ pub fn describe_wait(cluster: &Cluster, cta: &Cta, wait: &Wait) -> Option<String
         )),
         _ => None,
     }
+}
+
+/// A waiter whose next phase has come and gone: only the parity is left, and that is the one of the current phase.
+fn missed_phase(state: &AsyncState, cta: &Cta, address: u32) -> Option<String> {
+    let object = state.barriers.get(cta.rank as usize)?.get(address)?;
+    let waits = |f: &crate::exec::Fragment| matches!(f.wait, Wait::Mbarrier { address: a, .. } if a == address);
+    cta.warps
+        .iter()
+        .filter(|w| w.fragments.iter().any(waits))
+        .find_map(|w| {
+            let next = object.last_seen(w.agent)? + 1;
+            (next + 2 <= object.phase).then(|| {
+                format!(
+                    "; warp {} saw phase {} complete last: phase {next} has completed since, and so has the one after \
+                     it, so that its parity looks incomplete again",
+                    w.index,
+                    next - 1
+                )
+            })
+        })
 }
 
 /// Copies bytes of shared memory out.

@@ -8,7 +8,7 @@
 
 use super::address::{self, Shared, pointer};
 use super::mbarrier;
-use super::queue::read_shared;
+use super::queue::{check_written, read_shared};
 use super::reduce::Reduction;
 use super::tensor_box::{self, BoxRow, Coordinates};
 use crate::check::{At, Checker, Kind, Proxy};
@@ -236,6 +236,9 @@ fn box_hook(
 }
 
 fn shared_hook(cluster: &mut Cluster, s: Shared, bytes: u32, kind: Kind, at: At, proxy: Proxy) {
+    if kind != Kind::Read {
+        check_written(cluster, s, at);
+    }
     if let Some(check) = &mut cluster.check {
         check.shared_range(at, s.cta, s.address, bytes, kind, proxy);
     }
@@ -259,6 +262,7 @@ fn tensor_load(
             },
         );
         load_box(&t.map, &t.start, base, to.address)?;
+        check_written(cluster, to, at);
         box_hook(cluster, &t.map, to, |check, address, bytes| {
             check.shared_range(at, cta, address, bytes, Kind::Write, Proxy::Async);
             check.tag_layout(cta, address, bytes, t.map.swizzle as u8);
@@ -538,6 +542,10 @@ fn copy_lanes(
     at: At,
 ) -> Result<(), Fault> {
     let size = usize::from(c.size);
+    let reading = || address::lanes(mask).filter(|&l| c.read[l] > 0);
+    let low = reading().map(|l| c.from[l]).min().unwrap_or(0);
+    let high = reading().map(|l| c.from[l] + u64::from(c.read[l])).max();
+    let whole = high.is_none_or(|high| launch.device.memory.covers(low, high - low));
     for lane in address::lanes(mask) {
         let (from, read) = (c.from[lane], usize::from(c.read[lane]));
         let to = Shared {
@@ -546,7 +554,9 @@ fn copy_lanes(
         };
         let into = pointer(cluster, to);
         if read > 0 {
-            address::global(launch, from, read as u64, 1)?;
+            if !whole {
+                address::global(launch, from, read as u64, 1)?;
+            }
             if let Some(check) = &mut cluster.check {
                 check.global_range(at, from, read as u64, Kind::Read, Proxy::Generic);
             }
@@ -556,8 +566,17 @@ fn copy_lanes(
             std::ptr::copy_nonoverlapping(from as *const u8, into, read);
             std::ptr::write_bytes(into.add(read), 0, size - read);
         }
-        // ISA: cp.async (not bulk) is a weak operation of the generic proxy.
-        shared_hook(cluster, to, size as u32, Kind::Write, at, Proxy::Generic);
+        // ISA: cp.async (not bulk) is a weak operation of the generic proxy. A thread may exit before it has landed.
+        if let Some(check) = &mut cluster.check {
+            check.shared_range(
+                at,
+                cta,
+                to.address,
+                size as u32,
+                Kind::Write,
+                Proxy::Generic,
+            );
+        }
         forget_layout(cluster, to, size as u32);
     }
     Ok(())

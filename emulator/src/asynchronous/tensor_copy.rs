@@ -3,13 +3,14 @@
 //! The map is read when the operation is issued (on a device the descriptor is fetched through a cache of its own; a
 //! program that edits maps needs `fence.proxy.tensormap` either way). Which bytes move is `tensor_box`'s business.
 
-use super::address::{Place, Rows, Slots, Value, Window, global, lanes, located, resolve};
+use super::address::{Place, Rows, Slots, Value, Window, global, here, lanes, located, resolve};
 use super::bulk::{multicast, resolve_multicast};
 use super::modifiers::Modifiers;
 use super::queue::{Family, issue};
 use super::reduce::{Operation, Reduction, type_of};
 use super::retire::{TensorLoad, TensorStore, Work};
 use super::tensor_box::{self, Coordinates, SHARED_ALIGN, footprint};
+use crate::check::{FindingKind, SiteRef};
 use crate::device::Fault;
 use crate::exec::{Cx, Flow, SHARED_WINDOW};
 use crate::program::lower::{LowerCx, Result};
@@ -185,10 +186,30 @@ fn read_map(cx: &mut Cx, address: u64) -> std::result::Result<TensorMap, Fault> 
     )?;
     // SAFETY: tested above; kernels that edit maps do so on this thread or in front of this launch.
     let bytes = unsafe { (address as *const [u8; TENSOR_MAP_BYTES]).read() };
-    cx.cluster()
+    let at = here(cx);
+    let cluster = cx.cluster();
+    let map = cluster
         .asynchronous
         .cached_map(address, &bytes)
-        .map_err(Fault::IllegalInstruction)
+        .map_err(Fault::IllegalInstruction)?;
+    if let Some(check) = &mut cluster.check
+        && let Some(editor) = cluster.asynchronous.take_stale_map(address)
+    {
+        let sites = editor.map(|e| SiteRef {
+            pc: e.pc,
+            who: check.name(e.agent),
+            role: "changes the map".into(),
+        });
+        check.report(
+            FindingKind::TensorMap,
+            at,
+            format!(
+                "the tensor map at {address:#x} has changed, and no fence.proxy.tensormap::generic.acquire lies between"
+            ),
+            sites.into_iter().collect(),
+        );
+    }
+    Ok(map)
 }
 
 unsafe fn copy_lane(cx: &mut Cx, t: &Tensor, lane: usize) -> std::result::Result<(), Fault> {

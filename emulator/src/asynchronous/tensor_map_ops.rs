@@ -238,6 +238,7 @@ unsafe fn replace_lane(cx: &mut Cx, r: &Replace, lane: usize) -> std::result::Re
             global(cx.launch, address, u64::from(size), TENSOR_MAP_ALIGN)?;
             if let Some(check) = &mut cx.cluster().check {
                 check.global_range(at, address, u64::from(size), Kind::Write, Proxy::Generic);
+                cx.cluster().asynchronous.map_edited(address, at);
             }
             address as *mut u8
         }
@@ -287,6 +288,7 @@ unsafe fn copy_map(cx: &mut Cx, c: &CopyFence, lane: usize) -> std::result::Resu
         check.shared_range(at, s.cta, s.address, size, Kind::Read, Proxy::Generic);
         check.global_range(at, to, u64::from(size), Kind::Write, Proxy::Generic);
         check.fence(at, Fence::ProxyTensormap { acquire: false });
+        cluster.asynchronous.map_edited(to, at);
     }
     cluster.progress += 1;
     Ok(())

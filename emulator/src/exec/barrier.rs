@@ -464,6 +464,9 @@ unsafe fn run_fence(cx: &mut Cx, op: &Op) -> Flow {
         if let Some(c) = &mut cx.cluster().check {
             c.fence(at, fence);
         }
+        if fence == (Fence::ProxyTensormap { acquire: true }) {
+            cx.cluster().asynchronous.maps_acquired();
+        }
     }
     Flow::Next
 }
