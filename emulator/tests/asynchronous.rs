@@ -411,7 +411,9 @@ fn every_rank_of_tensor() {
         b.launch("dimensions", 1, 64, 0, &[&m1, &m3, &m4, &m5, &p64(out)])
             .unwrap();
         let got = b.download::<u32>(out, 512);
-        let dims: [(&[i64], &[i64], &[i64], &[i64]); 4] = [
+        // Dimensions, strides in elements, box, first coordinates.
+        type Shape<'a> = (&'a [i64], &'a [i64], &'a [i64], &'a [i64]);
+        let dims: [Shape; 4] = [
             (&[190], &[1], &[128], &[100]),
             (&[12, 5, 4], &[1, 12, 60], &[16, 4, 2], &[-4, 1, 2]),
             (

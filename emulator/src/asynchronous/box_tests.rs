@@ -117,9 +117,9 @@ fn elements(case: &Case, mut f: impl FnMut(u32, Option<usize>)) {
                     for i0 in 0..counts[0] {
                         let index = [i0, i1, i2, i3, i4];
                         let mut offset = Some(0i64);
-                        for d in 0..map.rank {
+                        for (d, &i) in index.iter().enumerate().take(map.rank) {
                             let step = if d == 0 { 1 } else { map.element_strides[d] };
-                            let c = i64::from(case.start[d]) + i64::from(index[d] * step);
+                            let c = i64::from(case.start[d]) + i64::from(i * step);
                             offset = offset.filter(|_| c >= 0 && c < map.dims[d] as i64);
                             offset = offset.map(|o| o + c * map.strides[d] as i64);
                         }

@@ -206,10 +206,10 @@ fn reduction(
             | (Operation::Inc | Operation::Dec, Ty::U32)
             | (Operation::And | Operation::Or | Operation::Xor, Ty::B32)
     );
+    let bitwise = matches!(operation, Operation::And | Operation::Or | Operation::Xor);
     let known = if to_global {
         operation.takes(ty)
-            && !(matches!(operation, Operation::And | Operation::Or | Operation::Xor)
-                && !matches!(ty, Ty::B32 | Ty::B64))
+            && bitwise == matches!(ty, Ty::B32 | Ty::B64)
             && noftz == (half && operation == Operation::Add)
     } else {
         !from_global && peer && !noftz

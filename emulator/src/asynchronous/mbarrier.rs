@@ -382,7 +382,7 @@ fn names(cluster: &Cluster, b: &Mbarrier) -> Vec<SiteRef> {
 }
 
 /// Finds the object at `s`, as the bytes have it.
-fn locate<'c>(cluster: &'c mut Cluster, s: Shared, at: At) -> &'c mut Mbarrier {
+fn locate(cluster: &mut Cluster, s: Shared, at: At) -> &mut Mbarrier {
     let bytes = read_bytes(cluster, s);
     let found = cluster.asynchronous.barriers(s.cta).search(s.address);
     let index = match found {

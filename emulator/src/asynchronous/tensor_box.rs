@@ -117,9 +117,9 @@ pub(super) fn rows(
 pub(super) fn extent(map: &TensorMap, start: &Coordinates) -> Option<(u64, u64)> {
     let element = map.element_type.bytes();
     let (mut low, mut high) = (map.global_address, map.global_address);
-    for d in 0..map.rank {
+    for (d, &first) in start.iter().enumerate().take(map.rank) {
         let step = i64::from(map.effective_element_stride(d));
-        let first = i64::from(start[d]);
+        let first = i64::from(first);
         let count = i64::from(map.copied(d));
         // The first and last of first, first + step, … that are in 0..dim.
         let skipped = if first < 0 {
