@@ -174,19 +174,23 @@ lane!(DivF64Form(a: f64, b: f64; imm) -> f64 { rounding::div_f64(a, b, Mode::fro
 lane!(RcpF64Form(a: f64; imm) -> f64 { rounding::div_f64(1.0, a, Mode::from_number(imm)) });
 lane!(SqrtF64Form(a: f64; imm) -> f64 { rounding::sqrt_f64(a, Mode::from_number(imm)) });
 
-/// The approximations of f64 work on the high words: the low word of the result is zero.
+/// The `.approx.ftz` forms of f64 work on the high words: the low word of the result is zero.
 #[inline(always)]
-fn high_word(x: f64, ftz: bool) -> f64 {
+fn high_word(x: f64) -> f64 {
     let x = f64::from_bits(x.to_bits() & !0xffff_ffff);
-    if ftz && x.is_subnormal() {
+    if x.is_subnormal() {
         0f64.copysign(x)
     } else {
         x
     }
 }
 
-lane!(RcpApproxF64(a: f64) -> f64 { high_word(1.0 / high_word(a, true), true) });
-lane!(RsqrtApproxF64(a: f64; ftz) -> f64 { high_word(1.0 / high_word(a, ftz != 0).sqrt(), ftz != 0) });
+lane!(RcpHigh(a: f64) -> f64 { high_word(1.0 / high_word(a)) });
+lane!(RsqrtHigh(a: f64) -> f64 { high_word(1.0 / high_word(a).sqrt()) });
+lane!(
+    /// Without `.ftz` the hardware has a sequence of full precision.
+    RsqrtF64(a: f64) -> f64 { 1.0 / a.sqrt() }
+);
 
 /// Floats with a sign bit and an order, for min, max, abs, neg and copysign.
 pub(super) trait Signed: Elem {
@@ -485,7 +489,7 @@ pub(super) fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
         ("rcp", Ty::F32, Mode::Nearest, _, false) => emit::<Rcp<Keep>>(cx, i, mufu, 0),
         ("rcp", Ty::F32, Mode::Nearest, _, true) => emit::<Rcp<Flush>>(cx, i, mufu, 0),
         ("rcp", Ty::F32, ..) => emit::<RcpForm>(cx, i, mufu, form.imm()),
-        ("rcp", Ty::F64, _, true, true) => emit::<RcpApproxF64>(cx, i, double, 0),
+        ("rcp", Ty::F64, _, true, true) => emit::<RcpHigh>(cx, i, double, 0),
         ("rcp", Ty::F64, Mode::Nearest, false, false) => emit::<RcpF64>(cx, i, double, 0),
         ("rcp", Ty::F64, mode, false, false) => emit::<RcpF64Form>(cx, i, double, mode.number()),
         ("sqrt", Ty::F32, Mode::Nearest, _, false) => emit::<Sqrt<Keep>>(cx, i, mufu, 0),
@@ -495,7 +499,8 @@ pub(super) fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
         ("sqrt", Ty::F64, mode, false, false) => emit::<SqrtF64Form>(cx, i, double, mode.number()),
         ("rsqrt", Ty::F32, _, true, false) => emit::<Rsqrt<Keep>>(cx, i, mufu, 0),
         ("rsqrt", Ty::F32, _, true, true) => emit::<Rsqrt<Flush>>(cx, i, mufu, 0),
-        ("rsqrt", Ty::F64, _, true, ftz) => emit::<RsqrtApproxF64>(cx, i, double, u32::from(ftz)),
+        ("rsqrt", Ty::F64, _, true, true) => emit::<RsqrtHigh>(cx, i, double, 0),
+        ("rsqrt", Ty::F64, _, true, false) => emit::<RsqrtF64>(cx, i, double, 0),
         _ => cx.unsupported(i, "not a form of this instruction"),
     }
 }

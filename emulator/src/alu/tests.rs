@@ -375,6 +375,7 @@ fn low(v: i128, width: u32) -> u128 {
 }
 
 mod bits_and_moves;
+mod census;
 mod comparisons;
 mod conversions;
 mod floats;
