@@ -4,6 +4,7 @@
 //! interrupted by Ctrl-C (the checkpoint is written); 1 is a defect of birdie or of the machine. An error is
 //! one line, `birdie: what: why`, and a line `hint: …`, both on standard error.
 
+mod doctor;
 mod eval;
 mod inspect;
 mod pack;
@@ -58,6 +59,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Compare the device model with cases computed by the published code.
     Parity(parity::ParityArgs),
+    /// Say what of this machine birdie can use.
+    Doctor(doctor::DoctorArgs),
     /// List the recipes, or print the reference of all keys.
     Recipe(recipe::RecipeArgs),
 }
@@ -112,6 +115,7 @@ fn execute(cli: Cli, backend: Backend) -> Result<u8> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Eval(args) => eval::run(&args, backend),
         Command::Parity(args) => parity::run(&args, backend),
+        Command::Doctor(args) => doctor::run(&args, backend),
         Command::Recipe(args) => recipe::run(&args),
     }
 }
