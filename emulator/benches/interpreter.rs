@@ -45,8 +45,13 @@ fn run(d: &Device, m: &Module, buffers: (u64, u64), warps: u32) -> u64 {
         cluster: [1, 1, 1],
         dynamic_shared: 0,
     };
-    let params: Vec<u8> = [buffers.0, buffers.1].iter().flat_map(|p| p.to_le_bytes()).collect();
-    let report = d.launch(&m.entries["k"], config, &params, 1).expect("the kernel runs");
+    let params: Vec<u8> = [buffers.0, buffers.1]
+        .iter()
+        .flat_map(|p| p.to_le_bytes())
+        .collect();
+    let report = d
+        .launch(&m.entries["k"], config, &params, 1)
+        .expect("the kernel runs");
     report.operations * 32
 }
 
@@ -62,12 +67,20 @@ fn benchmarks(c: &mut Criterion) {
         ("global-checked", GLOBAL, true),
     ] {
         let d = device(checks);
-        let m = d.load_module(&format!("{HEAD}{body}{TAIL}")).expect("the kernel loads");
-        let buffers = [0, 1].map(|_| d.memory.allocate(1 << 16, 512, u64::MAX, "buffer").expect("memory"));
+        let m = d
+            .load_module(&format!("{HEAD}{body}{TAIL}"))
+            .expect("the kernel loads");
+        let buffers = [0, 1].map(|_| {
+            d.memory
+                .allocate(1 << 16, 512, u64::MAX, "buffer")
+                .expect("memory")
+        });
         let instructions = run(&d, &m, buffers.into(), 4);
         let mut group = c.benchmark_group("interpreter");
         group.throughput(Throughput::Elements(instructions));
-        group.bench_function(name, |b| b.iter(|| black_box(run(&d, &m, buffers.into(), 4))));
+        group.bench_function(name, |b| {
+            b.iter(|| black_box(run(&d, &m, buffers.into(), 4)))
+        });
         group.finish();
     }
 }

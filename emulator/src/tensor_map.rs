@@ -384,7 +384,7 @@ impl TensorMap {
                     map.element_strides[d]
                 ));
             }
-            if map.strides[d] >= 1 << 40 || (d > 0 && map.strides[d] % 16 != 0) {
+            if map.strides[d] >= 1 << 40 || (d > 0 && !map.strides[d].is_multiple_of(16)) {
                 return Err(format!(
                     "tensor map: stride[{d}] is {} bytes, not a multiple of 16 below 2^40",
                     map.strides[d]

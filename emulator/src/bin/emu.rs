@@ -75,7 +75,11 @@ fn describe(p: &Program) {
         .iter()
         .map(|p| format!("{}@{}", p.bytes, p.offset))
         .collect();
-    println!("    parameters: {} bytes ({})", p.param_bytes, params.join(" "));
+    println!(
+        "    parameters: {} bytes ({})",
+        p.param_bytes,
+        params.join(" ")
+    );
     let b = &p.bounds;
     let mut bounds = Vec::new();
     for (name, value) in [

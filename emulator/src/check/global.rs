@@ -163,7 +163,8 @@ fn overlaps(
     all.sort_unstable_by_key(|(r, c)| (r.start, r.end, r.pc, *c));
     let mut findings: Vec<Finding> = Vec::new();
     // Written ranges that may still overlap what follows, and for reads the same.
-    let (mut written, mut read): (Vec<(Range, u32)>, Vec<(Range, u32)>) = (vec![], vec![]);
+    let mut written: Vec<(Range, u32)> = Vec::new();
+    let mut read: Vec<(Range, u32)> = Vec::new();
     for (r, cluster) in all {
         written.retain(|(o, _)| o.end > r.start);
         read.retain(|(o, _)| o.end > r.start);

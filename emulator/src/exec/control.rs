@@ -200,6 +200,10 @@ pub fn frame_address(width: u32) -> Handler {
     }
 }
 
+/// The handler of what has no effect here.
+///
+/// # Safety
+/// None is needed; it has the signature of a handler.
 pub unsafe fn nothing(_: &mut Cx, _: &Op) -> Flow {
     Flow::Next
 }

@@ -1,8 +1,8 @@
 //! Loading a module: text to programs.
 
 use super::kernel::{lower_gathering, lower_kernel};
-use super::{LowerError, Program};
 use super::placement::place_module;
+use super::{LowerError, Program};
 use crate::device::{Device, LoadError, Module};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -38,7 +38,12 @@ impl Device {
             what: e.what,
         })?;
         let mut allocated = Vec::new();
-        let symbols = place_module(&ast, &self.memory, self.settings.memory_bytes, &mut allocated);
+        let symbols = place_module(
+            &ast,
+            &self.memory,
+            self.settings.memory_bytes,
+            &mut allocated,
+        );
         for a in allocated {
             self.memory.free(a);
         }

@@ -61,6 +61,7 @@ pub struct WarpgroupState {
     retired: u64,
     warps: [Warp; 4],
     /// Buffers for A fragments, to be used again.
+    #[allow(clippy::vec_box)] // 2 KB each; the boxes move into queue entries and back
     spare: Vec<Box<RawA>>,
 }
 

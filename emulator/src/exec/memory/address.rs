@@ -26,6 +26,7 @@ pub const WIDE: u8 = 2;
 pub const PARAM: u8 = 3;
 
 /// Where the executing lanes' bytes are.
+#[allow(clippy::large_enum_variant)] // lives on the stack of one handler
 pub enum Plan {
     /// One address for all lanes.
     Uniform(*mut u8),
