@@ -5,7 +5,7 @@
 
 use anyhow::Result;
 
-use super::buffers::{PassActivations, Projected, logit_pitch};
+use super::buffers::{PassActivations, Projected, Unscaled, logit_pitch};
 use super::config::{Before, Pass, ValueResidual};
 use super::device::Device;
 use super::forward::Input;
@@ -25,7 +25,8 @@ struct Piece {
     row_begin: usize,
     rows: usize,
     name: String,
-    scale: Option<String>,
+    /// Name of the scale, and the f32 weight without it.
+    scale: Option<(String, Tensor)>,
     accumulate: bool,
 }
 
@@ -206,11 +207,12 @@ impl Network {
         let dpre = device.matrix(w.dpre, n, hidden);
         let down = device.matrix(self.layer(self.weights.down, layer), d, hidden);
         kernels.gemm_dleaky2(stream, dout, down, dpre, device.matrix(a.pre, n, hidden))?;
+        let weight = self.unscaled_weight(layer, "mlp.proj.weight", |u| u.down);
         let piece = Piece {
             row_begin: 0,
             rows: d,
             name: Self::block_name(layer, "mlp.proj.weight"),
-            scale: Some(Self::block_name(layer, "mlp_scale")),
+            scale: Some((Self::block_name(layer, "mlp_scale"), weight)),
             accumulate,
         };
         self.weight_gradient(
@@ -268,11 +270,12 @@ impl Network {
         let out_weight = device.matrix(self.layer(self.weights.attn_out, layer), d, d);
         let inner = device.matrix(w.d_inner, n, d);
         kernels.gemm(stream, Orientation::Nn, dx1, out_weight, inner)?;
+        let weight = self.unscaled_weight(layer, "attn.proj.weight", |u| u.attn_out);
         let piece = Piece {
             row_begin: 0,
             rows: d,
             name: Self::block_name(layer, "attn.proj.weight"),
-            scale: Some(Self::block_name(layer, "attn_scale")),
+            scale: Some((Self::block_name(layer, "attn_scale"), weight)),
             accumulate,
         };
         self.weight_gradient(device, dx1, device.matrix(a.z, n, d), &[piece])?;
@@ -518,6 +521,7 @@ impl Network {
         let w = &self.workspace;
         let Projected {
             proj,
+            unscaled,
             rows,
             dim,
             width,
@@ -568,7 +572,7 @@ impl Network {
                 splits,
                 partial_rows: width as u64,
                 rows: width as u64,
-                weight: Some(device.at(self.layout.named(&name))),
+                weight: Some(device.at(unscaled.unwrap_or_else(|| self.layout.named(&name)))),
                 grad: gradient(&name),
                 ..reduce
             };
@@ -606,6 +610,19 @@ impl Network {
         Ok(())
     }
 
+    /// A layer's output projection as the forward used it, before its scale, f32.
+    fn unscaled_weight(
+        &self,
+        layer: usize,
+        name: &str,
+        pick: impl Fn(Unscaled) -> Tensor,
+    ) -> Tensor {
+        match self.weights.unscaled {
+            Some(unscaled) => self.layer(pick(unscaled), layer),
+            None => self.layout.named(&Self::block_name(layer, name)),
+        }
+    }
+
     /// `dyᵀ x` over all tokens, dealt out to parameters, with the gradients of their scales.
     fn weight_gradient(
         &self,
@@ -619,7 +636,7 @@ impl Network {
         let splits = kernels.gemm_splits(dy.columns, x.columns, dy.rows, 1);
         kernels.gemm_f32(stream, Orientation::Tn, dy, x, split, splits)?;
         for piece in pieces {
-            let scale = piece.scale.as_deref();
+            let scale = piece.scale.as_ref();
             let named = |name: &str| device.at(self.layout.named(name));
             let gradient = |name: &str| device.at(self.layout.named_gradient(name));
             kernels.split_reduce(
@@ -631,11 +648,11 @@ impl Network {
                     row_begin: piece.row_begin as u64,
                     rows: piece.rows as u64,
                     columns: x.columns,
-                    scale: scale.map(named),
+                    scale: scale.map(|(name, _)| named(name)),
                     one_scale: false,
-                    weight: scale.map(|_| named(&piece.name)),
+                    weight: scale.map(|(_, weight)| device.at(*weight)),
                     grad: gradient(&piece.name),
-                    scale_grad: scale.map(gradient),
+                    scale_grad: scale.map(|(name, _)| gradient(name)),
                     accumulate: piece.accumulate,
                 },
             )?;

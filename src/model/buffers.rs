@@ -3,7 +3,7 @@
 //! Letters as in `cuda/README.md`: `N` tokens of a micro-step, `d` model width, `C` columns of q | k | v, `S` columns of the raw
 //! projection, `F` MLP width, `V` vocabulary.
 
-use super::config::{Before, Config};
+use super::config::{Before, Config, FakeQuantize};
 use crate::arena::{Element, Plan, Region, Tensor};
 
 /// Sequences and their length: the shape of one forward.
@@ -44,6 +44,17 @@ pub struct Weights {
     pub bf16_tables: Option<Tensor>,
     pub bigram: Option<Projected>,
     pub value_embedding: Option<Projected>,
+    /// The output projections of all layers after fake quantization but without their scale, f32: what the gradients of the
+    /// scales are made of. Where nothing is fake-quantized the masters serve.
+    pub unscaled: Option<Unscaled>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Unscaled {
+    /// `[L, d, d]`
+    pub attn_out: Tensor,
+    /// `[L, d, F]`
+    pub down: Tensor,
 }
 
 /// A table and its projection: tokens gather rows of `table = embed (scale proj)^T`.
@@ -51,6 +62,8 @@ pub struct Weights {
 pub struct Projected {
     /// `[width, dim]` times the scale; absent where the table needs no projection.
     pub proj: Option<Tensor>,
+    /// The projection without its scale in f32, where it is fake-quantized.
+    pub unscaled: Option<Tensor>,
     /// `[rows, width]`
     pub table: Tensor,
     pub rows: usize,
@@ -184,37 +197,46 @@ pub struct Sizes {
 impl Weights {
     pub fn plan(config: &Config, f32_tables: Option<u64>, plan: &mut Plan) -> Self {
         let (layers, d, hidden) = (config.layers, config.dim, config.hidden);
-        let mut reserve =
-            |name: &str, shape: &[usize]| plan.reserve(Region::Weights, name, Element::Bf16, shape);
-        let projected = |reserve: &mut dyn FnMut(&str, &[usize]) -> Tensor,
-                         name: &str,
-                         rows,
-                         dim,
-                         width| Projected {
-            proj: (dim != width).then(|| reserve(&format!("{name} projection"), &[width, dim])),
-            table: reserve(&format!("{name} table"), &[rows, width]),
-            rows,
-            dim,
-            width,
+        let quantized = config.fake_quantize != FakeQuantize::Never;
+        let mut reserve = |name: &str, element, shape: &[usize]| {
+            plan.reserve(Region::Weights, name, element, shape)
         };
+        let mut projected = |name: &str, rows: usize, dim: usize, width: usize| {
+            let has_projection = dim != width;
+            let mut part = |kind: &str, element, shape: &[usize]| {
+                reserve(&format!("{name} {kind}"), element, shape)
+            };
+            Projected {
+                proj: has_projection.then(|| part("projection", Element::Bf16, &[width, dim])),
+                unscaled: (has_projection && quantized)
+                    .then(|| part("projection, unscaled", Element::F32, &[width, dim])),
+                table: part("table", Element::Bf16, &[rows, width]),
+                rows,
+                dim,
+                width,
+            }
+        };
+        let bigram = config
+            .bigram
+            .map(|b| projected("bigram", b.buckets, b.dim, d));
+        let value_embedding = config
+            .value_embedding
+            .as_ref()
+            .map(|v| projected("value embedding", config.vocab, v.dim, config.kv_dim()));
+        let unscaled = (config.fake_quantize == FakeQuantize::Linear).then(|| Unscaled {
+            attn_out: reserve("attention output, unscaled", Element::F32, &[layers, d, d]),
+            down: reserve("mlp down, unscaled", Element::F32, &[layers, d, hidden]),
+        });
+        let mut reserve = |name: &str, shape: &[usize]| reserve(name, Element::Bf16, shape);
         Self {
             qkv: reserve("qkv", &[layers, config.projected_columns(), d]),
             attn_out: reserve("attention output", &[layers, d, d]),
             up: reserve("mlp up", &[layers, hidden, d]),
             down: reserve("mlp down", &[layers, d, hidden]),
             bf16_tables: f32_tables.map(|elements| reserve("tables", &[elements as usize])),
-            bigram: config
-                .bigram
-                .map(|b| projected(&mut reserve, "bigram", b.buckets, b.dim, d)),
-            value_embedding: config.value_embedding.as_ref().map(|v| {
-                projected(
-                    &mut reserve,
-                    "value embedding",
-                    config.vocab,
-                    v.dim,
-                    config.kv_dim(),
-                )
-            }),
+            bigram,
+            value_embedding,
+            unscaled,
         }
     }
 }

@@ -148,6 +148,11 @@ impl Network {
         }
         let out = self.bank_half(Bank::QueryOutput, 1);
         let attn_scale = Some(self.all_layers("attn_scale"));
+        if let Some(unscaled) = weights.unscaled {
+            // The bf16 weights' place serves for a moment.
+            self.cast(device, out, [d, d], None, (weights.attn_out, d * d), blocks)?;
+            self.widen(device, weights.attn_out, unscaled.attn_out)?;
+        }
         self.cast(
             device,
             out,
@@ -167,6 +172,11 @@ impl Network {
         )?;
         let down = self.bank_half(Bank::MlpDown, 0);
         let mlp_scale = Some(self.all_layers("mlp_scale"));
+        if let Some(unscaled) = weights.unscaled {
+            let place = (weights.down, hidden * d);
+            self.cast(device, down, [d, hidden], None, place, blocks)?;
+            self.widen(device, weights.down, unscaled.down)?;
+        }
         self.cast(
             device,
             down,
@@ -210,11 +220,23 @@ impl Network {
         Ok(())
     }
 
+    /// bf16 to f32.
+    fn widen(&self, device: &Device, from: Tensor, to: Tensor) -> Result<()> {
+        let (source, destination) = (device.at(from), device.at(to));
+        let n = from.elements;
+        let stream = &device.stream;
+        device
+            .kernels
+            .cast(stream, Storage::Bf16, source, destination, n)?;
+        Ok(())
+    }
+
     /// `table = embed (scale proj)^T`, or `scale embed` where there is no projection.
     fn project(&self, device: &Device, prefix: &str, projected: &Projected) -> Result<()> {
         let (kernels, stream) = (&device.kernels, &device.stream);
         let Projected {
             proj,
+            unscaled,
             table,
             rows,
             dim,
@@ -237,7 +259,18 @@ impl Network {
             Some(proj) => {
                 let master = self.layout.named(&format!("{prefix}.proj.weight"));
                 let quantize = when(self.config.fake_quantize != FakeQuantize::Never);
-                kernels.cast_weight(stream, &cast(master, width, proj, quantize))?;
+                let scaled = cast(master, width, proj, quantize);
+                if let Some(unscaled) = unscaled {
+                    kernels.cast_weight(
+                        stream,
+                        &CastWeight {
+                            scale: None,
+                            ..scaled
+                        },
+                    )?;
+                    self.widen(device, proj, unscaled)?;
+                }
+                kernels.cast_weight(stream, &scaled)?;
                 kernels.gemm(
                     stream,
                     Orientation::Nt,
