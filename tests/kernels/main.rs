@@ -14,5 +14,6 @@ mod gemm;
 mod head_loss;
 mod muon;
 mod norm_mix;
+mod planted;
 mod qkv;
 mod quantize;

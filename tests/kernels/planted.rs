@@ -1,0 +1,319 @@
+//! Each fence, wait and arrive of the pipelined kernels is taken out in turn; the emulator must find what breaks.
+//!
+//! The bug is planted in the PTX: the instruction's line is emptied, or, for a wait on an mbarrier, replaced by "already over". The
+//! kernel then runs under several seeds and retirement policies until a launch fails. What may stay unfound is listed with the reason.
+//! These tests talk to the emulator itself, not to a driver: a launch that fails leaves nothing behind.
+
+use birdie::driver::modules::kernel_file;
+use birdie_emulator::device::{Device, LaunchConfig, Policy, Settings};
+use birdie_emulator::tensor_map::{
+    ElementType, Interleave, L2Promotion, OobFill, Swizzle, TensorMap,
+};
+
+use crate::numbers::Random;
+
+/// What is taken out.
+const SYNCHRONISATION: [&str; 10] = [
+    "mbarrier.try_wait",
+    "mbarrier.arrive.shared",
+    "fence.proxy.async",
+    "fence.mbarrier_init",
+    "bar.sync",
+    "barrier.sync",
+    "bar.warp.sync",
+    "wgmma.fence",
+    "wgmma.wait_group",
+    "cp.async.bulk.wait_group.read",
+];
+
+/// A launch: the kernel, its file, grid, dynamic shared memory, and its parameters for a device.
+struct Case {
+    file: &'static str,
+    entry: &'static str,
+    grid: u32,
+    shared: u32,
+    parameters: fn(&Device) -> Vec<u8>,
+    /// Instructions whose removal may go unnoticed, with how often.
+    unfound: &'static [(&'static str, usize)],
+}
+
+fn device(policy: Policy, seed: u64) -> Device {
+    let settings = Settings {
+        policy,
+        seed,
+        threads: 1,
+        memory_bytes: 1 << 28,
+        step_limit: 4_000_000,
+        ..Settings::default()
+    };
+    Device::new(0, settings).expect("address space")
+}
+
+fn upload<T: bytemuck::Pod>(device: &Device, values: &[T]) -> u64 {
+    let bytes: &[u8] = bytemuck::cast_slice(values);
+    let size = bytes.len() as u64;
+    let address = device
+        .memory
+        .allocate(size, 512, u64::MAX, "operand")
+        .expect("memory");
+    // SAFETY: a fresh allocation of this size; device addresses are host addresses.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len()) };
+    address
+}
+
+fn bf16(device: &Device, random: &mut Random, elements: u64) -> u64 {
+    let values: Vec<u16> = random
+        .bf16(elements, 1.0)
+        .into_iter()
+        .map(|x| half::bf16::from_f64(x).to_bits())
+        .collect();
+    upload(device, &values)
+}
+
+/// A map of a dense matrix's columns from `start` on, boxes of 64 columns.
+fn map(matrix: u64, [rows, pitch]: [u64; 2], [start, columns]: [u64; 2], box_rows: u32) -> Vec<u8> {
+    TensorMap {
+        element_type: ElementType::Bf16,
+        rank: 3,
+        global_address: matrix + 2 * start,
+        dims: [columns, rows, 1, 0, 0],
+        strides: [2, 2 * pitch, 2 * rows * pitch, 0, 0],
+        box_dims: [64, box_rows, 1, 0, 0],
+        element_strides: [1; 5],
+        interleave: Interleave::None,
+        swizzle: Swizzle::B128,
+        l2_promotion: L2Promotion::B256,
+        oob_fill: OobFill::Zero,
+    }
+    .encode()
+    .to_vec()
+}
+
+/// Four tiles on two CTAs, more k-blocks than stages.
+fn gemm_parameters(device: &Device, add: bool) -> Vec<u8> {
+    let (m, n, k) = (256, 256, 384);
+    let mut random = Random::new(1);
+    let (a, b) = (
+        bf16(device, &mut random, m * k),
+        bf16(device, &mut random, n * k),
+    );
+    let (out, aux) = (
+        bf16(device, &mut random, m * n),
+        bf16(device, &mut random, m * n),
+    );
+    let mut bytes = map(a, [m, k], [0, k], 128);
+    bytes.extend(map(b, [n, k], [0, k], 128));
+    bytes.extend(map(out, [m, n], [0, n], 64));
+    if add {
+        bytes.extend(map(aux, [m, n], [0, n], 64));
+    }
+    for size in [m, n, k, 1] {
+        bytes.extend((size as i32).to_le_bytes());
+    }
+    if add {
+        bytes.extend(1f32.to_le_bytes());
+        bytes.extend(1f32.to_le_bytes());
+    }
+    bytes
+}
+
+const TOKENS: u64 = 400;
+const PADDED: u64 = 448;
+const COLUMNS: u64 = 256;
+
+#[derive(Clone, Copy, PartialEq)]
+enum Attention {
+    Forward,
+    Keys,
+    Queries,
+}
+
+/// One sequence, two query heads, one key/value head.
+fn attention_parameters(device: &Device, kernel: Attention) -> Vec<u8> {
+    let mut random = Random::new(2);
+    let qkv = bf16(device, &mut random, TOKENS * COLUMNS);
+    let gradient = bf16(device, &mut random, TOKENS * COLUMNS);
+    let heads = bf16(device, &mut random, TOKENS * 128);
+    let lse = upload(device, &vec![5f32; 2 * PADDED as usize]);
+    let delta = upload(device, &vec![0.1f32; 2 * PADDED as usize]);
+    let kv_rows = if kernel == Attention::Forward {
+        128
+    } else {
+        64
+    };
+    let part =
+        |tensor, start, columns, rows| map(tensor, [TOKENS, COLUMNS], [start, columns], rows);
+    let mut bytes = part(qkv, 0, 128, 64);
+    bytes.extend(part(qkv, 128, 64, kv_rows));
+    bytes.extend(part(qkv, 192, 64, kv_rows));
+    // The output, or its gradient.
+    bytes.extend(map(heads, [TOKENS, 128], [0, 128], 64));
+    match kernel {
+        Attention::Forward => {}
+        Attention::Keys => {
+            bytes.extend(part(gradient, 128, 64, 64));
+            bytes.extend(part(gradient, 192, 64, 64));
+        }
+        Attention::Queries => bytes.extend(part(gradient, 0, 128, 64)),
+    }
+    bytes.extend(lse.to_le_bytes());
+    if kernel != Attention::Forward {
+        bytes.extend(delta.to_le_bytes());
+    }
+    bytes.extend((TOKENS as i32).to_le_bytes());
+    bytes.extend((PADDED as i32).to_le_bytes());
+    bytes
+}
+
+/// Launches; `Err` is the finding or fault.
+fn launch(case: &Case, device: &Device, text: &str) -> Result<(), String> {
+    let module = device.load_module(text).map_err(|e| format!("{e:?}"))?;
+    let program = module.entries.get(case.entry).expect("the entry exists");
+    let config = LaunchConfig {
+        grid: [case.grid, 1, 1],
+        block: [384, 1, 1],
+        cluster: [1, 1, 1],
+        dynamic_shared: case.shared,
+    };
+    let parameters = (case.parameters)(device);
+    let report = device
+        .launch(program, config, &parameters, device.settings.seed)
+        .map_err(|e| format!("{e:?}"))?;
+    assert!(
+        report.findings.is_empty(),
+        "findings are errors unless collected"
+    );
+    Ok(())
+}
+
+fn every_removal_is_found(case: &Case) {
+    let text = kernel_file(case.file).unwrap().ptx;
+    let start = text
+        .find(&format!(".entry {}(", case.entry))
+        .expect("the entry");
+    let end = text[start..]
+        .find(".visible .entry")
+        .map_or(text.len(), |e| start + e);
+    launch(case, &device(Policy::Random, 0), text).expect("the kernel as it is has no finding");
+
+    let lines: Vec<&str> = text[start..end].lines().collect();
+    let (mut planted, mut unfound) = (0, Vec::new());
+    for (index, line) in lines.iter().enumerate() {
+        let Some(pattern) = SYNCHRONISATION.iter().find(|p| line.contains(**p)) else {
+            continue;
+        };
+        planted += 1;
+        let mut changed = lines.clone();
+        changed[index] = if *pattern == "mbarrier.try_wait" {
+            "setp.ne.u32 p, 1, 0;"
+        } else {
+            ""
+        };
+        let mutant = format!("{}{}\n{}", &text[..start], changed.join("\n"), &text[end..]);
+        let schedules = [
+            (Policy::Random, 0),
+            (Policy::Latest, 0),
+            (Policy::Eager, 0),
+            (Policy::Random, 1),
+        ];
+        let found = schedules
+            .into_iter()
+            .find_map(|(policy, seed)| launch(case, &device(policy, seed), &mutant).err());
+        match found {
+            Some(what) => assert!(
+                !what.contains("Parse"),
+                "{}: {}: {what}",
+                case.entry,
+                line.trim()
+            ),
+            None => unfound.push(line.trim().split_whitespace().next().unwrap_or_default()),
+        }
+    }
+    assert!(
+        planted > 8,
+        "{}: only {planted} instructions to take out",
+        case.entry
+    );
+    let mut expected: Vec<&str> = case
+        .unfound
+        .iter()
+        .flat_map(|&(instruction, times)| std::iter::repeat_n(instruction, times))
+        .collect();
+    unfound.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(
+        unfound, expected,
+        "{}: removed without being noticed",
+        case.entry
+    );
+}
+
+// Unfound everywhere:
+// - the initialisation fence: the emulator takes the CTA barrier behind it for enough;
+// - the wait for the reads of the last store: the emulator keeps a CTA's shared memory until its copies have ended.
+// Where products continue on the same accumulators the ISA does not ask for wgmma.fence, but ptxas does; where they overwrite
+// accumulators that were only read since, the emulator does not mind. The lanes of a warp are one agent to it, so that a missing
+// __syncwarp before a release shows on hardware only.
+const INIT: (&str, usize) = ("fence.mbarrier_init.release.cluster;", 1);
+const LAST_STORE: (&str, usize) = ("cp.async.bulk.wait_group.read", 1);
+const FENCE: (&str, usize) = ("wgmma.fence.sync.aligned;", 1);
+
+#[test]
+fn gemm_store() {
+    every_removal_is_found(&Case {
+        file: "gemm",
+        entry: "gemm_nt_bf16",
+        grid: 2,
+        shared: 165_888,
+        parameters: |device| gemm_parameters(device, false),
+        unfound: &[INIT, LAST_STORE, FENCE],
+    });
+}
+
+#[test]
+fn gemm_add() {
+    every_removal_is_found(&Case {
+        file: "gemm",
+        entry: "gemm_nt_add_bf16",
+        grid: 2,
+        shared: 165_888,
+        parameters: |device| gemm_parameters(device, true),
+        unfound: &[INIT, LAST_STORE, FENCE],
+    });
+}
+
+#[test]
+fn attention_forward() {
+    every_removal_is_found(&Case {
+        file: "attention_forward",
+        entry: "attention_forward_causal_d64",
+        grid: TOKENS.div_ceil(64) as u32,
+        shared: 83_968,
+        parameters: |device| attention_parameters(device, Attention::Forward),
+        unfound: &[INIT, LAST_STORE, FENCE],
+    });
+}
+
+#[test]
+fn attention_backward_of_keys() {
+    every_removal_is_found(&Case {
+        file: "attention_backward",
+        entry: "attention_backward_dkdv_causal_d64",
+        grid: 2, // the two blocks of keys with the most queries
+        shared: 84_992,
+        parameters: |device| attention_parameters(device, Attention::Keys),
+        unfound: &[INIT, LAST_STORE, ("bar.warp.sync", 1)],
+    });
+}
+
+#[test]
+fn attention_backward_of_queries() {
+    every_removal_is_found(&Case {
+        file: "attention_backward",
+        entry: "attention_backward_dq_causal_d64",
+        grid: TOKENS.div_ceil(64) as u32,
+        shared: 83_968,
+        parameters: |device| attention_parameters(device, Attention::Queries),
+        unfound: &[INIT, LAST_STORE],
+    });
+}
