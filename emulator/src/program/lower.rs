@@ -7,15 +7,7 @@ use std::collections::HashMap;
 
 /// Bits of a type.
 pub fn bits(ty: Ty) -> u32 {
-    use Ty::*;
-    match ty {
-        Pred => 1,
-        B8 | U8 | S8 | E4M3 | E5M2 => 8,
-        B16 | U16 | S16 | F16 | BF16 | E4M3x2 | E5M2x2 => 16,
-        B32 | U32 | S32 | F32 | TF32 | F16x2 | BF16x2 | U16x2 | S16x2 => 32,
-        B64 | U64 | S64 | F64 | F32x2 => 64,
-        B128 => 128,
-    }
+    if ty == Ty::Pred { 1 } else { 8 * ty.size() }
 }
 
 /// Type of a modifier without its dot (`"s32"`), if it is one.
