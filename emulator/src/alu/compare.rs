@@ -5,6 +5,7 @@
 use super::float::Signed;
 use super::half::{BF16, F16};
 use super::lane::{Elem, Of, emit, lane, load, store};
+use super::logic::Bits;
 use super::modifiers::Modifiers;
 use crate::exec::{Cx, Flow, LANES};
 use crate::program::lower::{LowerCx, Result};
@@ -303,17 +304,21 @@ impl<R: Test<T: Comparable<Key = f32> + Elem<Mem = u32>>> HalfTest for R {}
 crate::simd_handler!(setp_pair_handler => run_setp_pair<R: HalfTest>);
 
 #[inline(always)]
-unsafe fn run_selp<T: Elem>(cx: &mut Cx, op: &Op) -> Flow {
+unsafe fn run_selp<T: Bits>(cx: &mut Cx, op: &Op) -> Flow {
     // SAFETY: sources and destination were resolved as `T`.
     unsafe {
-        let (a, b) = (load::<T::Mem>(cx, op.src[0]), load::<T::Mem>(cx, op.src[1]));
+        let (a, b) = (load::<T>(cx, op.src[0]), load::<T>(cx, op.src[1]));
         let p = cx.pred(op.psrc);
-        store(cx, op.dst, |i| if p >> i & 1 != 0 { a[i] } else { b[i] });
+        // Written with masks: a condition becomes a choice of addresses, which no vector instruction can follow.
+        store(cx, op.dst, |i| {
+            let yes = T::all_if(p >> i & 1 != 0);
+            (a[i] & yes) | (b[i] & !yes)
+        });
     }
     Flow::Next
 }
 
-crate::simd_handler!(selp_handler => run_selp<T: Elem>);
+crate::simd_handler!(selp_handler => run_selp<T: Bits>);
 
 lane!(Slct<T: Elem>(a: T, b: T, c: i32) -> T { if c >= 0 { a } else { b } });
 lane!(SlctF32<T: Elem>(a: T, b: T, c: f32) -> T { if c >= 0.0 { a } else { b } });

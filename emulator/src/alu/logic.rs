@@ -23,6 +23,8 @@ pub(super) trait Bits:
     fn shr(self, n: u32) -> Self;
     fn is_zero(self) -> bool;
     fn one_if(condition: bool) -> Self;
+    /// All ones or zero.
+    fn all_if(condition: bool) -> Self;
     fn ones(self) -> u32;
     fn leading(self) -> u32;
     fn reverse(self) -> Self;
@@ -39,6 +41,8 @@ macro_rules! bits {
             fn is_zero(self) -> bool { self == 0 }
             #[inline(always)]
             fn one_if(condition: bool) -> Self { condition as $t }
+            #[inline(always)]
+            fn all_if(condition: bool) -> Self { (condition as $t).wrapping_neg() }
             #[inline(always)]
             fn ones(self) -> u32 { self.count_ones() }
             #[inline(always)]

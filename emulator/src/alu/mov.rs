@@ -29,6 +29,8 @@ unsafe fn run_split<W: Whole>(cx: &mut Cx, op: &Op) -> Flow {
     unsafe {
         let a = load::<W>(cx, op.src[0]);
         store(cx, op.dst, |i| a[i].low());
+        // Rows of different widths never overlap; loading again keeps the copy out of memory.
+        let a = if W::WIDE { load::<W>(cx, op.src[0]) } else { a };
         store(cx, op.dst2, |i| a[i].high());
     }
     Flow::Next
@@ -37,8 +39,11 @@ unsafe fn run_split<W: Whole>(cx: &mut Cx, op: &Op) -> Flow {
 pub(super) trait Whole: std::marker::Copy {
     fn low(self) -> u32;
     fn high(self) -> u32;
+    /// It takes more rows than its halves.
+    const WIDE: bool;
 }
 impl Whole for u32 {
+    const WIDE: bool = false;
     #[inline(always)]
     fn low(self) -> u32 {
         self & 0xffff
@@ -49,6 +54,7 @@ impl Whole for u32 {
     }
 }
 impl Whole for u64 {
+    const WIDE: bool = true;
     #[inline(always)]
     fn low(self) -> u32 {
         self as u32
