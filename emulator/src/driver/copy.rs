@@ -496,6 +496,7 @@ fn fill(
     width: usize,
     height: usize,
     stream: u64,
+    synchronous: bool,
 ) -> Outcome {
     let mut guard = state::lock()?;
     let stream: Handle = guard.stream_of(stream)?;
@@ -504,32 +505,36 @@ fn fill(
     if width == 0 || height == 0 {
         return Ok(());
     }
-    guard.submit(stream, Work::Fill(fill))?;
-    run::relieve(guard, context)
+    // Pinned host memory is set before the plain forms return; device memory is not waited for.
+    let wait = synchronous && matches!(guard.kind(address), Kind::Host);
+    match guard.submit(stream, Work::Fill(fill))? {
+        Some(id) if wait => run::finish(guard, context, &[id]).map(drop),
+        _ => run::relieve(guard, context),
+    }
 }
 
 pub unsafe fn set_d8(address: u64, value: u8, count: usize) -> Outcome {
-    fill(address, count, value.into(), 1, count, 1, 0)
+    fill(address, count, value.into(), 1, count, 1, 0, true)
 }
 
 pub unsafe fn set_d16(address: u64, value: u16, count: usize) -> Outcome {
-    fill(address, 0, value.into(), 2, count, 1, 0)
+    fill(address, 0, value.into(), 2, count, 1, 0, true)
 }
 
 pub unsafe fn set_d32(address: u64, value: u32, count: usize) -> Outcome {
-    fill(address, 0, value, 4, count, 1, 0)
+    fill(address, 0, value, 4, count, 1, 0, true)
 }
 
 pub unsafe fn set_d8_async(address: u64, value: u8, count: usize, stream: u64) -> Outcome {
-    fill(address, 0, value.into(), 1, count, 1, stream)
+    fill(address, 0, value.into(), 1, count, 1, stream, false)
 }
 
 pub unsafe fn set_d16_async(address: u64, value: u16, count: usize, stream: u64) -> Outcome {
-    fill(address, 0, value.into(), 2, count, 1, stream)
+    fill(address, 0, value.into(), 2, count, 1, stream, false)
 }
 
 pub unsafe fn set_d32_async(address: u64, value: u32, count: usize, stream: u64) -> Outcome {
-    fill(address, 0, value, 4, count, 1, stream)
+    fill(address, 0, value, 4, count, 1, stream, false)
 }
 
 pub unsafe fn set_2d_d8(
@@ -539,7 +544,7 @@ pub unsafe fn set_2d_d8(
     width: usize,
     height: usize,
 ) -> Outcome {
-    fill(address, pitch, value.into(), 1, width, height, 0)
+    fill(address, pitch, value.into(), 1, width, height, 0, true)
 }
 
 pub unsafe fn set_2d_d16(
@@ -549,7 +554,7 @@ pub unsafe fn set_2d_d16(
     width: usize,
     height: usize,
 ) -> Outcome {
-    fill(address, pitch, value.into(), 2, width, height, 0)
+    fill(address, pitch, value.into(), 2, width, height, 0, true)
 }
 
 pub unsafe fn set_2d_d32(
@@ -559,7 +564,7 @@ pub unsafe fn set_2d_d32(
     width: usize,
     height: usize,
 ) -> Outcome {
-    fill(address, pitch, value, 4, width, height, 0)
+    fill(address, pitch, value, 4, width, height, 0, true)
 }
 
 pub unsafe fn set_2d_d8_async(
@@ -570,7 +575,16 @@ pub unsafe fn set_2d_d8_async(
     height: usize,
     stream: u64,
 ) -> Outcome {
-    fill(address, pitch, value.into(), 1, width, height, stream)
+    fill(
+        address,
+        pitch,
+        value.into(),
+        1,
+        width,
+        height,
+        stream,
+        false,
+    )
 }
 
 pub unsafe fn set_2d_d16_async(
@@ -581,7 +595,16 @@ pub unsafe fn set_2d_d16_async(
     height: usize,
     stream: u64,
 ) -> Outcome {
-    fill(address, pitch, value.into(), 2, width, height, stream)
+    fill(
+        address,
+        pitch,
+        value.into(),
+        2,
+        width,
+        height,
+        stream,
+        false,
+    )
 }
 
 pub unsafe fn set_2d_d32_async(
@@ -592,5 +615,5 @@ pub unsafe fn set_2d_d32_async(
     height: usize,
     stream: u64,
 ) -> Outcome {
-    fill(address, pitch, value, 4, width, height, stream)
+    fill(address, pitch, value, 4, width, height, stream, false)
 }

@@ -20,9 +20,9 @@ fn a_kernel_takes_its_parameters_either_way() {
     packed.extend(3u32.to_le_bytes());
     let size = packed.len();
     let extra: [*const u8; 5] = [
-        1 as *const u8,
+        std::ptr::without_provenance(1),
         packed.as_ptr(),
-        2 as *const u8,
+        std::ptr::without_provenance(2),
         (&raw const size).cast(),
         std::ptr::null(),
     ];

@@ -3,6 +3,9 @@
 //! All tests share one process and so one driver with two devices; each makes a context of its own, because a context that
 //! is lost stays lost.
 
+// Every call of the tests is a call of C: the macros say so once instead of each test at every line.
+#![allow(clippy::macro_metavars_in_unsafe)]
+
 mod capture;
 mod device;
 mod graph;

@@ -95,6 +95,16 @@ fn memsets_of_all_widths() {
 }
 
 #[test]
+fn a_memset_of_pinned_memory_is_waited_for() {
+    let _context = Context::new();
+    let mut pinned = 0;
+    ok!(cuMemHostAlloc(&mut pinned, 4, 0));
+    ok!(cuMemsetD32_v2(pinned, 7, 1));
+    // SAFETY: just allocated.
+    assert_eq!(unsafe { (pinned as *const u32).read_volatile() }, 7);
+}
+
+#[test]
 fn boxes_are_copied_in_two_and_three_dimensions() {
     let _context = Context::new();
     let address = alloc(4 * 4 * 4);
