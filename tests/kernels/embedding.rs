@@ -18,7 +18,7 @@ fn bigram_buckets() {
         gpu.wait();
         let want: Vec<u16> = (0..rows as usize)
             .map(|p| {
-                if p as u64 % tokens == 0 {
+                if (p as u64).is_multiple_of(tokens) {
                     (buckets - 1) as u16
                 } else {
                     let (current, previous) = (u64::from(ids[p]), u64::from(ids[p - 1]));

@@ -226,7 +226,7 @@ fn every_removal_is_found(case: &Case) {
                 case.entry,
                 line.trim()
             ),
-            None => unfound.push(line.trim().split_whitespace().next().unwrap_or_default()),
+            None => unfound.push(line.split_whitespace().next().unwrap_or_default()),
         }
     }
     assert!(
