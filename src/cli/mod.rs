@@ -11,6 +11,7 @@ mod pack;
 mod parity;
 mod recipe;
 mod train;
+mod weights;
 
 use crate::driver::{self, DeviceChoice};
 use crate::failure::Failure;
@@ -61,6 +62,10 @@ enum Command {
     Parity(parity::ParityArgs),
     /// Say what of this machine birdie can use.
     Doctor(doctor::DoctorArgs),
+    /// Write weights as safetensors under the published names.
+    Export(weights::ExportArgs),
+    /// Make a run whose checkpoint holds weights from safetensors.
+    Import(weights::ImportArgs),
     /// List the recipes, or print the reference of all keys.
     Recipe(recipe::RecipeArgs),
 }
@@ -116,6 +121,8 @@ fn execute(cli: Cli, backend: Backend) -> Result<u8> {
         Command::Eval(args) => eval::run(&args, backend),
         Command::Parity(args) => parity::run(&args, backend),
         Command::Doctor(args) => doctor::run(&args, backend),
+        Command::Export(args) => weights::export(&args, backend),
+        Command::Import(args) => weights::import(&args, backend),
         Command::Recipe(args) => recipe::run(&args),
     }
 }
