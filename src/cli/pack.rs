@@ -49,7 +49,7 @@ pub fn run(args: &PackArgs, backend: Backend) -> Result<u8> {
         &args.set,
         &["artifact", "averaging"],
     )?;
-    say(&(backend.device)(args.device.device)?);
+    say(&(backend.device)(args.device.device, args.device.check)?);
     let mut engine = (backend.build)(&loaded.recipe)?;
     check_support(&loaded.recipe, engine.as_ref())?;
     let progress = checkpoint.progress;

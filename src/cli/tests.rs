@@ -7,7 +7,7 @@ use std::path::Path;
 
 fn toy() -> Backend {
     Backend {
-        device: |_| Ok("device: toy".into()),
+        device: |_, _| Ok("device: toy".into()),
         build: |recipe| Ok(Box::new(Toy::new(recipe.vocab_size))),
         plan: |recipe, tensors| Ok(format!("plan of {} {tensors}", recipe.name)),
     }

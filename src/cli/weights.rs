@@ -74,7 +74,7 @@ pub fn export(args: &ExportArgs, backend: Backend) -> Result<u8> {
             &args.set,
             &["averaging"],
         )?;
-        say(&(backend.device)(args.device.device)?);
+        say(&(backend.device)(args.device.device, args.device.check)?);
         let mut engine = (backend.build)(&loaded.recipe)?;
         let progress = checkpoint.progress;
         let (snapshots, rest) = Snapshots::split_state(progress.snapshots, checkpoint.tensors);
@@ -119,7 +119,7 @@ pub fn import(args: &ImportArgs, backend: Backend) -> Result<u8> {
     let checkpoint = args.out.join(CHECKPOINT);
     refuse_existing(&checkpoint, false)?;
     let weights = safetensors::load(&args.weights)?;
-    say(&(backend.device)(args.device.device)?);
+    say(&(backend.device)(args.device.device, args.device.check)?);
     let mut engine = (backend.build)(&loaded.recipe)?;
     let parameters = engine.export(Weights::Live)?;
     let fitted = safetensors::fit(weights, &parameters).map_err(|why| {
