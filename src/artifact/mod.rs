@@ -24,6 +24,7 @@
 
 mod body;
 mod compress;
+pub mod safetensors;
 
 pub use compress::{Coder, compress};
 

@@ -26,7 +26,7 @@ pub struct DoctorArgs {
 }
 
 pub fn run(args: &DoctorArgs, backend: Backend) -> Result<u8> {
-    let device = (backend.device)(args.device.device)?;
+    let device = (backend.device)(args.device.device, args.device.check)?;
     say(&device);
     if let Some(driver) = driver::active() {
         let (found, all) = driver.functions;

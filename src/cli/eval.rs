@@ -39,7 +39,7 @@ pub fn run(args: &EvalArgs, backend: Backend) -> Result<u8> {
     let recipe = &loaded.recipe;
     let (description, validation) = data::open_validation(recipe, Path::new(""))?;
     say(&format!("data: {description}"));
-    say(&(backend.device)(args.device.device)?);
+    say(&(backend.device)(args.device.device, args.device.check)?);
     let mut engine = (backend.build)(recipe)?;
     let restored: Vec<_> = artifact
         .tensors

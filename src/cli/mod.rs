@@ -11,8 +11,9 @@ mod pack;
 mod parity;
 mod recipe;
 mod train;
+mod weights;
 
-use crate::driver::{self, DeviceChoice};
+use crate::driver::{self, DeviceChoice, DriverKind};
 use crate::failure::Failure;
 use crate::recipe::Recipe;
 use crate::train::engine::Engine;
@@ -27,8 +28,8 @@ pub const INTERRUPTED: u8 = 130;
 /// What the commands need from the model: tests put a small one in its place.
 #[derive(Clone, Copy)]
 pub struct Backend {
-    /// Opens the device and returns the line that names it.
-    pub device: fn(DeviceChoice) -> Result<String>,
+    /// Opens the device, with `true` under the emulator's checkers, and returns the line that names it.
+    pub device: fn(DeviceChoice, bool) -> Result<String>,
     /// Builds the model and its optimizer on the device.
     pub build: fn(&Recipe) -> Result<Box<dyn Engine>>,
     /// The memory plan of a recipe as text; with `true` tensor by tensor.
@@ -61,6 +62,10 @@ enum Command {
     Parity(parity::ParityArgs),
     /// Say what of this machine birdie can use.
     Doctor(doctor::DoctorArgs),
+    /// Write weights as safetensors under the published names.
+    Export(weights::ExportArgs),
+    /// Make a run whose checkpoint holds weights from safetensors.
+    Import(weights::ImportArgs),
     /// List the recipes, or print the reference of all keys.
     Recipe(recipe::RecipeArgs),
 }
@@ -71,6 +76,9 @@ struct DeviceArgs {
     /// auto (a GPU if it can run the kernels, else the emulator), cuda or emu.
     #[arg(long, default_value = "auto", value_parser = device)]
     device: DeviceChoice,
+    /// On the emulator, check every access for races, hazards and bounds: many times slower.
+    #[arg(long)]
+    check: bool,
 }
 
 fn device(text: &str) -> Result<DeviceChoice, String> {
@@ -78,9 +86,20 @@ fn device(text: &str) -> Result<DeviceChoice, String> {
         .map_err(|failure: Failure| format!("{}; {}", failure.why, failure.hint))
 }
 
-/// Opens the CUDA driver or the emulator.
-pub fn open_device(choice: DeviceChoice) -> Result<String> {
-    Ok(driver::init(choice)?.to_string())
+/// Opens the CUDA driver or the emulator, the latter with checkers if asked for here or by `BIRDIE_EMU_CHECKS`.
+pub fn open_device(choice: DeviceChoice, check: bool) -> Result<String> {
+    const CHECKS: &str = "BIRDIE_EMU_CHECKS";
+    if check || std::env::var_os(CHECKS).is_none() {
+        // SAFETY: no other thread of the program exists yet: devices are opened before data, Ctrl-C and model start theirs.
+        unsafe { std::env::set_var(CHECKS, if check { "1" } else { "0" }) };
+    }
+    let info = driver::init(choice)?;
+    let checked = std::env::var_os(CHECKS).is_some_and(|value| value != "0");
+    Ok(match (info.kind, checked) {
+        (DriverKind::Cuda, _) => info.to_string(),
+        (DriverKind::Emulator, true) => format!("{info}; checkers on"),
+        (DriverKind::Emulator, false) => format!("{info}; checkers off (--check turns them on)"),
+    })
 }
 
 /// The program: parses, runs, reports.
@@ -116,6 +135,8 @@ fn execute(cli: Cli, backend: Backend) -> Result<u8> {
         Command::Eval(args) => eval::run(&args, backend),
         Command::Parity(args) => parity::run(&args, backend),
         Command::Doctor(args) => doctor::run(&args, backend),
+        Command::Export(args) => weights::export(&args, backend),
+        Command::Import(args) => weights::import(&args, backend),
         Command::Recipe(args) => recipe::run(&args),
     }
 }

@@ -10,7 +10,7 @@ use crate::recipe;
 use crate::train::averaging::{Snapshots, final_weights};
 use crate::train::calibrate::Online;
 use crate::train::log::{Reporter, say};
-use crate::train::score::{calibrate, check_support};
+use crate::train::score::{calibrate, check_support, encode};
 use anyhow::Result;
 use clap::Args;
 use std::path::PathBuf;
@@ -49,7 +49,7 @@ pub fn run(args: &PackArgs, backend: Backend) -> Result<u8> {
         &args.set,
         &["artifact", "averaging"],
     )?;
-    say(&(backend.device)(args.device.device)?);
+    say(&(backend.device)(args.device.device, args.device.check)?);
     let mut engine = (backend.build)(&loaded.recipe)?;
     check_support(&loaded.recipe, engine.as_ref())?;
     let progress = checkpoint.progress;
@@ -65,11 +65,7 @@ pub fn run(args: &PackArgs, backend: Backend) -> Result<u8> {
         &mut Reporter::console(),
     )?;
     let tensors = quantize(&loaded.recipe, &weights, &hessians, &mut |_| {})?;
-    let artifact = Artifact {
-        recipe: loaded.print_config(),
-        tensors,
-    };
-    let file = artifact.encode(&loaded.recipe)?;
+    let (file, _) = encode(&loaded.recipe, &loaded.print_config(), tensors)?;
     write_atomically(&out, &file)?;
     say(&format!("{} weights after step {}", which, progress.step));
     say(&format!(

@@ -23,7 +23,10 @@ pub(super) struct ParityArgs {
 }
 
 pub(super) fn run(args: &ParityArgs, backend: Backend) -> Result<u8> {
-    println!("{}", (backend.device)(args.device.device)?);
+    println!(
+        "{}",
+        (backend.device)(args.device.device, args.device.check)?
+    );
     let rows = if args.rows == 0 {
         usize::MAX
     } else {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 fn toy() -> Backend {
     Backend {
-        device: |_| Ok("device: toy".into()),
+        device: |_, _| Ok("device: toy".into()),
         build: |recipe| Ok(Box::new(Toy::new(recipe.vocab_size))),
         plan: |recipe, tensors| Ok(format!("plan of {} {tensors}", recipe.name)),
     }
@@ -278,4 +278,100 @@ fn gptq_runs_with_both_sources_of_hessians() {
         ],
     );
     assert!(error.unwrap_err().contains("no Hessian was accumulated"));
+}
+
+#[test]
+fn pruning_meets_its_budget_or_says_that_it_cannot() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    assert_eq!(train(&run, &["--set", "ema_decay=0.1"]), Ok(0));
+    let size = std::fs::metadata(run.join("model.birdie")).unwrap().len();
+    let budget = format!("max_artifact_bytes={}", size - 200);
+    let out = folder.path().join("pruned.birdie");
+    let arguments = [
+        "pack",
+        run.to_str().unwrap(),
+        "--out",
+        out.to_str().unwrap(),
+        "--set",
+        "prune=true",
+    ];
+    assert_eq!(
+        birdie(&[&arguments[..], &["--set", &budget]].concat()),
+        Ok(0)
+    );
+    assert!(std::fs::metadata(&out).unwrap().len() <= size - 200);
+    let error = birdie(
+        &[
+            &arguments[..],
+            &["--overwrite", "--set", "max_artifact_bytes=100"],
+        ]
+        .concat(),
+    )
+    .unwrap_err();
+    assert!(error.contains("even with every code"), "{error}");
+    assert!(
+        std::fs::metadata(&out).unwrap().len() > 100,
+        "nothing was overwritten"
+    );
+}
+
+#[test]
+fn weights_travel_through_safetensors() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    assert_eq!(train(&run, &[]), Ok(0));
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let run_text = run.to_str().unwrap();
+    assert_eq!(
+        birdie(&["export", run_text, "--out", &path("a.safetensors")]),
+        Ok(0)
+    );
+    assert!(
+        birdie(&["export", run_text, "--out", &path("a.safetensors")])
+            .unwrap_err()
+            .contains("it exists")
+    );
+    assert_eq!(
+        birdie(&[
+            "export",
+            run_text,
+            "--checkpoint",
+            "--out",
+            &path("b.safetensors")
+        ]),
+        Ok(0)
+    );
+    assert_eq!(
+        birdie(&[
+            "import",
+            &path("b.safetensors"),
+            "--recipe",
+            "demo",
+            "--set",
+            "passthrough_numel=16",
+            "--out",
+            &path("imported")
+        ]),
+        Ok(0)
+    );
+    assert_eq!(
+        birdie(&["pack", &path("imported"), "--set", "final_weights=live"]),
+        Ok(0)
+    );
+    let tensors = |path: &Path| Artifact::load(path).unwrap().0.tensors;
+    assert_eq!(
+        tensors(&folder.path().join("imported/model.birdie")),
+        tensors(&run.join("model.birdie"))
+    );
+    let error = birdie(&[
+        "import",
+        &path("b.safetensors"),
+        "--recipe",
+        "657",
+        "--out",
+        &path("other"),
+    ])
+    .unwrap_err();
+    assert!(error.contains("has the shape"), "{error}");
 }

@@ -92,7 +92,7 @@ pub fn run(args: &TrainArgs, backend: Backend) -> Result<u8> {
     };
     let data = data::open(recipe, Path::new(""))?;
     let start = Instant::now();
-    let device = (backend.device)(args.device.device)?;
+    let device = (backend.device)(args.device.device, args.device.check)?;
     let mut engine = (backend.build)(recipe)?;
     let built = start.elapsed();
     check_support(recipe, engine.as_ref())?;

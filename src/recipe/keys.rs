@@ -297,6 +297,7 @@ recipe_keys! {
         hessian_every: usize = 25, Own, "Steps between online Hessian batches.";
         hessian_below: f64 = 0.8, Own, "Learning-rate multiplier below which online Hessians are accumulated.";
         passthrough_numel: usize = 65_536, Own, "Tensors of at most this many elements stay f16.";
+        prune: bool = false, Own, "Zeroes codes of magnitude 1, cheapest first, until code and artifact meet `max_artifact_bytes`. The published forms of this never prune anything.";
         compressor: Compressor = Compressor::Lzma, Own, "Entropy coder of the artifact.";
         compressor_level: usize = 6, Own, "Level of the coder: lzma 0-9, zstd 1-22.";
         code_layout: CodeLayout = CodeLayout::Smallest, Own, "How integer codes lie before compression.";

@@ -8,6 +8,7 @@ use crate::artifact::{Artifact, Budget, write_atomically};
 use crate::data::ByteTable;
 use crate::evaluate::{Scorer, Sliding, Tally, chunked, sliding};
 use crate::failure::Failure;
+use crate::quantize::prune::{Pruned, to_budget};
 use crate::quantize::{Hessians, QuantizedTensor, quantize};
 use crate::recipe::{HessianSource, Quantizer, Recipe, SlidingTail, StorageType};
 use anyhow::Result;
@@ -204,6 +205,41 @@ pub fn report(
     }))
 }
 
+/// Encodes a model, pruned to the budget where the recipe asks for it. Returns the file and what was pruned.
+pub fn encode(
+    recipe: &Recipe,
+    recipe_text: &str,
+    mut tensors: Vec<QuantizedTensor>,
+) -> Result<(Vec<u8>, Option<Pruned>)> {
+    let file = |tensors: &[QuantizedTensor]| {
+        Artifact {
+            recipe: recipe_text.to_owned(),
+            tensors: tensors.to_vec(),
+        }
+        .encode(recipe)
+    };
+    let mut pruned = None;
+    if recipe.prune {
+        let budget = recipe.max_artifact_bytes - recipe.code_bytes;
+        pruned = to_budget(
+            &mut tensors,
+            budget,
+            &mut |tensors| Ok(file(tensors)?.len()),
+        )?;
+        if pruned.is_none() {
+            return Err(Failure::user(
+                "prune",
+                format!(
+                    "even with every code of magnitude 1 zeroed the model exceeds {budget} bytes"
+                ),
+                "use a smaller model, quant_bits = 5, or a larger max_artifact_bytes",
+            )
+            .into());
+        }
+    }
+    Ok((file(&tensors)?, pruned))
+}
+
 /// Writes the artifact and reports its size.
 fn pack(
     how: &Finish<'_>,
@@ -212,12 +248,14 @@ fn pack(
     reporter: &mut Reporter,
 ) -> Result<Budget> {
     let recipe = how.recipe;
-    let artifact = Artifact {
-        recipe: how.recipe_text.to_owned(),
-        tensors,
-    };
-    let file = artifact.encode(recipe)?;
+    let (file, pruned) = encode(recipe, how.recipe_text, tensors)?;
     write_atomically(how.path, &file)?;
+    if let Some(pruned) = pruned {
+        reporter.line(format!(
+            "prune: {} of {} codes of magnitude 1 zeroed",
+            pruned.zeroed, pruned.candidates
+        ))?;
+    }
     let budget = Artifact::budget(recipe, file.len());
     let coder = recipe.compressor.name();
     reporter.line(format!(
@@ -233,6 +271,7 @@ fn pack(
     }
     reporter.metric(&json!({
         "event": "final", "name": "artifact", "bytes": file.len(), "code_bytes": budget.code, "limit": budget.limit,
+        "pruned": pruned.map_or(0, |p| p.zeroed),
     }))?;
     Ok(budget)
 }
