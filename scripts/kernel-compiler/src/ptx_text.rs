@@ -54,20 +54,39 @@ pub fn portable(ptx: &str, root: &std::path::Path) -> String {
 }
 
 /// nvcc marks names of internal linkage with a hash of the path of the source, as in
-/// `_INTERNAL_1a2b3c4d_7_gemm_cu_`; the hash is replaced by zeros. File names keep the names apart.
+/// `_INTERNAL_1a2b3c4d_7_gemm_cu_`; the hash is replaced by zeros. File names keep the names apart. In the debug
+/// strings the same names are lists of bytes: `95,73,78,84,69,82,78,65,76,95,49,97,…`.
 fn stable_internal_names(line: &str) -> String {
     const MARK: &str = "_INTERNAL_";
+    const MARK_BYTES: &str = "95,73,78,84,69,82,78,65,76,95,";
+    let is_digit = |code: &str| {
+        code.parse::<u8>()
+            .is_ok_and(|byte| byte.is_ascii_hexdigit())
+    };
     let mut out = String::with_capacity(line.len());
     let mut rest = line;
-    while let Some(at) = rest.find(MARK) {
-        let (head, tail) = rest.split_at(at + MARK.len());
-        out.push_str(head);
-        let hash = tail.bytes().take_while(u8::is_ascii_hexdigit).count();
-        out.push_str(&"0".repeat(hash));
-        rest = &tail[hash..];
+    loop {
+        if let Some(at) = rest.find(MARK) {
+            let (head, tail) = rest.split_at(at + MARK.len());
+            out.push_str(head);
+            let hash = tail.bytes().take_while(u8::is_ascii_hexdigit).count();
+            out.push_str(&"0".repeat(hash));
+            rest = &tail[hash..];
+        } else if let Some(at) = rest.find(MARK_BYTES) {
+            let (head, tail) = rest.split_at(at + MARK_BYTES.len());
+            out.push_str(head);
+            rest = tail;
+            while let Some((code, after)) = rest.split_once(',')
+                && is_digit(code)
+            {
+                out.push_str("48,");
+                rest = after;
+            }
+        } else {
+            out.push_str(rest);
+            return out;
+        }
     }
-    out.push_str(rest);
-    out
 }
 
 /// The oldest ISA version that has all the text uses; never newer than the text's own label.
@@ -140,6 +159,11 @@ mod tests {
         assert_eq!(
             stable_internal_names("mov _ZN_INTERNAL_1a2b3c4d_7_gemm_cu_x, _INTERNAL_ffffffff_y;"),
             "mov _ZN_INTERNAL_00000000_7_gemm_cu_x, _INTERNAL_00000000_y;"
+        );
+        // The same name in a debug string: `_INTERNAL_1a_7`.
+        assert_eq!(
+            stable_internal_names(".b8 78,95,73,78,84,69,82,78,65,76,95,49,97,95,55"),
+            ".b8 78,95,73,78,84,69,82,78,65,76,95,48,48,95,55"
         );
     }
 
