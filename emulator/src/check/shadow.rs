@@ -210,7 +210,7 @@ impl Shadow {
         let mut at = address;
         while at < end {
             let block = self.block(at / BLOCK);
-            if at % BLOCK == 0 && end - at >= BLOCK {
+            if at.is_multiple_of(BLOCK) && end - at >= BLOCK {
                 match &mut block.each {
                     None => f(&mut block.all, 0xf, at),
                     Some(words) => {
