@@ -11,7 +11,7 @@ use crate::recipe::{LateQat, ProjectionOptimizer, Recipe, StorageType};
 pub fn recipe(case: &Case) -> Result<(Recipe, Config)> {
     let model = &case.model;
     ensure!(
-        model.mlp_hidden % model.model_dim == 0,
+        model.mlp_hidden.is_multiple_of(model.model_dim),
         "mlp_hidden = {} is not a multiple of model_dim = {}",
         model.mlp_hidden,
         model.model_dim
