@@ -99,11 +99,13 @@ fn compile_cached(
     let cubin = out.join(format!("{}.cubin", source.name));
     let key_path = out.join(format!("{}.key", source.name));
     // The report is part of the key file, so that the facts of a cached kernel are known too.
+    // How the text is made portable is part of the result: a change there makes old results stale.
     let key = format!(
-        "{} {} {}",
+        "{} {} {} {}",
         toolchain.version,
         source.hash,
-        PTXAS_FLAGS.join(" ")
+        PTXAS_FLAGS.join(" "),
+        crate::sources::hash_text(include_str!("ptx_text.rs"))
     );
     if let (Ok(cached), Ok(ptx), true) = (
         std::fs::read_to_string(&key_path),

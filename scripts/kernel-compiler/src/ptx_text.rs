@@ -115,10 +115,11 @@ fn relative_file(line: &str, root: &str) -> String {
     let (Some(head), Some(path)) = (quoted.next(), quoted.next()) else {
         return line.to_owned();
     };
-    let path = if let Some(inside) = path.strip_prefix(root) {
-        inside.to_owned()
-    } else if let Some(at) = path.rfind("/include/") {
+    // The toolkit first: it may lie inside the checkout (`.venv`).
+    let path = if let Some(at) = path.rfind("/include/") {
         path[at + 1..].to_owned()
+    } else if let Some(inside) = path.strip_prefix(root) {
+        inside.to_owned()
     } else if path.starts_with('/') {
         path.rsplit('/').next().unwrap_or(path).to_owned()
     } else {
@@ -151,6 +152,16 @@ mod tests {
         assert_eq!(
             text,
             ".version 8.0\n\t.file\t1 \"cuda/gemm.cu\"\n\t.file\t2 \"include/cuda_bf16.hpp\"\n"
+        );
+    }
+
+    #[test]
+    fn a_toolkit_inside_the_checkout_is_still_a_toolkit() {
+        let ptx =
+            "\t.file\t4 \"/home/me/birdie/.venv/lib/cu13/bin/..//include/sm_30_intrinsics.hpp\"\n";
+        assert_eq!(
+            portable(ptx, std::path::Path::new("/home/me/birdie")),
+            "\t.file\t4 \"include/sm_30_intrinsics.hpp\"\n"
         );
     }
 
