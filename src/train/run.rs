@@ -121,7 +121,7 @@ pub fn train(
         clock.start();
         loop {
             let step = progress.step;
-            let last = step == recipe.iterations || progress.stop_after == Some(step);
+            let last = step >= recipe.iterations || progress.stop_after == Some(step);
             if last || (recipe.val_loss_every > 0 && step.is_multiple_of(recipe.val_loss_every)) {
                 clock.pause();
                 validate(run, engine, step, clock.ms(step), reporter)?;
