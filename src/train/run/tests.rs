@@ -102,6 +102,27 @@ fn resume_is_exact_at_every_step() {
     }
 }
 
+/// Such a run used to go on for ever.
+#[test]
+fn a_resumed_run_that_is_past_its_iterations_ends_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("c");
+    let every = Recipe {
+        checkpoint_every: 5,
+        ..recipe()
+    };
+    let mut first = Toy::new(VOCAB);
+    first.poison = Some(6);
+    go(&every, &mut first, Some(&path), None, false).expect_err("poisoned after the checkpoint");
+    let shorter = Recipe {
+        iterations: 2,
+        ..recipe()
+    };
+    let mut second = Toy::new(VOCAB);
+    let checkpoint = Checkpoint::load(&path).unwrap();
+    go(&shorter, &mut second, None, Some(checkpoint), false).unwrap();
+}
+
 #[test]
 fn snapshots_survive_a_resume() {
     let folder = tempfile::tempdir().unwrap();
