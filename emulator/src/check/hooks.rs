@@ -287,9 +287,6 @@ impl Checker {
             }
             self.global_range(at, start, end - start, kind, Proxy::Generic);
         }
-        if kind == Kind::Atomic {
-            self.relaxed(at);
-        }
     }
 
     /// A contiguous access to global memory.
@@ -313,9 +310,6 @@ impl Checker {
             self.conflict(at, "global", a, kind, proxy, c);
         }
     }
-
-    /// Relaxed atomics give an order only together with fences; see [`Checker::fence`].
-    fn relaxed(&mut self, _at: At) {}
 
     /// `at` makes everything it did (and has observed) visible to whoever acquires `object` later.
     pub fn release(&mut self, at: At, object: Sync) {

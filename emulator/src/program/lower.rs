@@ -1,7 +1,6 @@
 //! Lowering of one function body: what every instruction family uses to resolve its operands.
 
 use super::*;
-use crate::exec::Flow;
 use crate::ptx::ast::{Function, Instr, Label, Module, Operand, Space, Ty};
 use std::collections::HashMap;
 
@@ -100,10 +99,6 @@ pub struct LowerCx<'m> {
 
 pub type Result<T> = std::result::Result<T, LowerError>;
 
-unsafe fn never(_: &mut crate::exec::Cx, _: &Op) -> Flow {
-    unreachable!("an operation without a handler was emitted")
-}
-
 impl<'m> LowerCx<'m> {
     pub fn new(
         module: &'m Module,
@@ -166,11 +161,6 @@ impl<'m> LowerCx<'m> {
             class,
             flags: 0,
         }
-    }
-
-    /// A placeholder for tests of lowering.
-    pub fn no_op() -> Op {
-        Self::new_op(never, Class::Other)
     }
 
     /// Appends an operation with the guard, site and effects of the instruction being lowered.
