@@ -2,7 +2,6 @@
 
 use anyhow::Result;
 use bytemuck::Pod;
-use cust::context::CurrentContext;
 use cust::memory::{
     AsyncCopyDestination, CopyDestination, DeviceBuffer, DeviceSlice, mem_get_info,
 };
@@ -10,6 +9,7 @@ use cust::stream::Stream;
 
 use super::{Element, Plan, Region, Tensor, size};
 use crate::driver::DriverError;
+use crate::driver::graph::wait_for_context;
 use crate::failure::Failure;
 
 /// Device memory laid out as a plan says. All of it starts as zero bytes.
@@ -158,7 +158,7 @@ pub fn bf16_bits(x: f32) -> u16 {
 
 /// Waits for everything that the current context was given to do.
 pub fn finish() -> Result<()> {
-    Ok(CurrentContext::synchronize().map_err(DriverError::from)?)
+    Ok(wait_for_context()?)
 }
 
 /// Free and total bytes of the current device.

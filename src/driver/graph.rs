@@ -1,6 +1,10 @@
 //! CUDA graphs: a step is captured once from a stream and replayed.
 
+use std::cell::Cell;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use anyhow::Result;
+use cust::context::CurrentContext;
 use cust::stream::Stream;
 
 use super::bindings::{
@@ -8,6 +12,30 @@ use super::bindings::{
     CUstreamCaptureMode_enum as CaptureMode,
 };
 use super::{DriverError, check};
+
+/// Held by a capture and by a wait for the whole context: the driver refuses a wait while any stream of the context captures, and
+/// ends that capture, whichever thread it belongs to.
+static CAPTURE_OR_WAIT: Mutex<()> = Mutex::new(());
+
+thread_local! {
+    /// This thread captures.
+    static CAPTURING: Cell<bool> = const { Cell::new(false) };
+}
+
+fn exclusive() -> MutexGuard<'static, ()> {
+    CAPTURE_OR_WAIT
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits for everything that the current context was given, after captures of other threads have ended.
+///
+/// # Errors
+/// Those of the work that is waited for; and the driver's when this thread captures, as nothing captured is ever executed.
+pub fn wait_for_context() -> Result<(), DriverError> {
+    let _alone = (!CAPTURING.get()).then(exclusive);
+    CurrentContext::synchronize().map_err(DriverError::from)
+}
 
 /// A captured graph.
 #[derive(Debug)]
@@ -23,6 +51,7 @@ impl Graph {
     /// When `work` fails, the recording is ended and thrown away.
     pub fn capture(stream: &Stream, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
         let raw_stream: CUstream = stream.as_inner().cast();
+        let _alone = exclusive();
         // SAFETY: the stream is alive.
         let result = unsafe {
             bindings::cuStreamBeginCapture_v2(
@@ -31,7 +60,9 @@ impl Graph {
             )
         };
         check(result, || "begin capture")?;
+        CAPTURING.set(true);
         let worked = work();
+        CAPTURING.set(false);
         let mut raw: CUgraph = std::ptr::null_mut();
         // SAFETY: the stream is alive and in capture.
         let result = unsafe { bindings::cuStreamEndCapture(raw_stream, &mut raw) };

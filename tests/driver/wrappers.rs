@@ -3,7 +3,7 @@
 use birdie::driver::launch::Launch;
 use birdie::driver::modules::{KERNEL_FILES, Module, kernel_file};
 use birdie::driver::tensor_map::{Element, Swizzle, TensorMap};
-use birdie::driver::{DeviceChoice, DriverKind, active, graph::Graph, init};
+use birdie::driver::{DeviceChoice, DriverKind, active, graph::{Graph, wait_for_context}, init};
 use cust::memory::{CopyDestination, DeviceBuffer};
 use cust::stream::{Stream, StreamFlags};
 
@@ -108,6 +108,30 @@ fn broken_ptx_is_an_error_with_the_drivers_log() {
         .to_string();
     assert!(error.contains("CUDA_ERROR_INVALID_PTX"), "{error}");
     assert!(error.contains("retreat"), "{error}");
+}
+
+/// A wait for the context would end the capture of another thread, as the driver has it.
+#[test]
+fn captures_and_waits_of_two_threads_do_not_disturb_each_other() {
+    let _context = context();
+    let stream = Stream::new(StreamFlags::NON_BLOCKING, None).unwrap();
+    let (captures, began) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let other = scope.spawn(move || {
+            let _context = context();
+            began.recv().unwrap();
+            wait_for_context()
+        });
+        let graph = Graph::capture(&stream, || {
+            captures.send(())?;
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            Ok(())
+        });
+        assert_eq!(graph.unwrap().nodes().unwrap(), 0);
+        other.join().unwrap().unwrap();
+    });
+    let inside = Graph::capture(&stream, || Ok(wait_for_context()?));
+    assert!(inside.is_err(), "nothing that is captured ever ends");
 }
 
 #[test]
