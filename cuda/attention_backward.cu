@@ -1,6 +1,6 @@
-// Causal softmax attention, backward: head dimension 64, two query heads per key/value head. Deterministic.
+// Causal softmax attention, backward: head dimension 64, any number of query heads per key/value head. Deterministic.
 //
-// 1. Formula, per sequence and query head h with kv = h / 2, S and lse as in attention_forward.cu:
+// 1. Formula, per sequence and query head h with kv = h / group, group = H / KV, S and lse as in attention_forward.cu:
 //      P = 2^(S log2(e) - lse)         dP = dO_h V_kv^T          dS = P (dP - delta),   delta = rowsum(dO_h O_h)
 //      dV_kv = sum_h P^T dO_h          dK_kv = sum_h dS^T Q_h / 8          dQ_h = dS K_kv / 8
 //    delta comes from attention_output.cu. Two kernels: _dkdv walks query tiles for a block of keys, _dq walks key blocks for a
@@ -11,11 +11,12 @@
 // 2. Operands. Maps are 3-D over [B, T, columns], start at the first column of their part, boxes 64 x 64, 128-byte swizzle:
 //      q, dout, dq: heads;  k, v, dk, dv: key/value heads, all bf16;  lse, delta f32 [B, H, Tp], read as rows of 64
 //    Shared, _dkdv: K, V of 128 keys (later staging of dK, dV), STAGES x (Q 8 KB, dO 8 KB, lse, delta)
-//            _dq:   Q, dO of 64 queries and both heads (Q later staging of dQ), STAGES x (K 8 KB, V 8 KB)
+//            _dq:   Q, dO of 64 queries of two heads or 128 of one (Q later staging of dQ), STAGES x (K 8 KB, V 8 KB)
 //
 // 3. Work. _dkdv: grid (ceil(T/128), KV, B), block 0 has the most queries and comes first; warpgroups 1 and 2 own 64 keys each,
-//    both heads one after the other: registers 240 = dK 32, dV 32, S^T 32, dP^T 32, packed 32.
-//    _dq: grid (ceil(T/64), KV, B), longest first; warpgroups 1 and 2 own one head each. Warpgroup 0 loads (24 registers).
+//    all heads of the group one after the other: registers 240 = dK 32, dV 32, S^T 32, dP^T 32, packed 32.
+//    _dq: grid (ceil(T / (128 / R)), H / R, B), longest first, R heads per CTA as in attention_forward.cu; warpgroups 1 and 2 own 64
+//    rows of one head each. Warpgroup 0 loads (24 registers).
 //    NOTE: _dkdv computes the transposes S^T and dP^T (keys are the rows), so P^T and dS^T are already the register operand of the
 //    products that follow; nothing goes through shared memory.
 //
@@ -43,7 +44,7 @@
 
 namespace birdie {
 
-constexpr int HEAD_DIM = 64, TILE = 64, GROUP = 2, STAGES = 3, THREADS = 384;
+constexpr int HEAD_DIM = 64, TILE = 64, HALVES = 2, STAGES = 3, THREADS = 384;
 constexpr u32 TILE_BYTES = TILE * HEAD_DIM * sizeof(bf16);
 constexpr float SCALE = 0.125f, SCALE_LOG2 = SCALE * LOG2_E;
 
@@ -56,7 +57,7 @@ struct alignas(1024) KeysShared { // _dkdv
   u64 full_kv, full[STAGES], empty[STAGES];
 };
 struct alignas(1024) QueriesShared { // _dq
-  u8 q[GROUP][TILE_BYTES], dout[GROUP][TILE_BYTES];
+  u8 q[HALVES][TILE_BYTES], dout[HALVES][TILE_BYTES];
   u8 k[STAGES][TILE_BYTES], v[STAGES][TILE_BYTES];
   u64 full_q, full[STAGES], empty[STAGES];
 };
@@ -99,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     attention_backward_dkdv_causal_d64(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k,
                                        const __grid_constant__ TensorMap v, const __grid_constant__ TensorMap dout,
                                        const __grid_constant__ TensorMap dk, const __grid_constant__ TensorMap dv,
-                                       const float *lse, const float *delta, i32 T, i32 Tp) {
+                                       const float *lse, const float *delta, i32 T, i32 Tp, i32 group) {
   extern __shared__ u8 shared_bytes[];
   KeysShared &shared = *reinterpret_cast<KeysShared *>((reinterpret_cast<u64>(shared_bytes) + 1023) & ~u64(1023));
   const u32 warpgroup = warp_id() / 4;
@@ -125,9 +126,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         tma_load_3d(shared.k[half], &k, &shared.full_kv, kv * HEAD_DIM, block_key + half * TILE, b);
         tma_load_3d(shared.v[half], &v, &shared.full_kv, kv * HEAD_DIM, block_key + half * TILE, b);
       }
-      for (int member = 0; member < GROUP; ++member) {
-        const i32 head = GROUP * kv + member;
-        const u64 row = (u64(b) * gridDim.y * GROUP + head) * Tp;
+      for (int member = 0; member < group; ++member) {
+        const i32 head = group * kv + member;
+        const u64 row = (u64(b) * gridDim.y * group + head) * Tp;
         for (i32 tile = first_tile; tile < tiles; ++tile) {
           const u32 s = ring.stage;
           mbarrier_wait(&shared.empty[s], ring.phase ^ 1);
@@ -154,7 +155,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   clear(dv_sum);
 
   mbarrier_wait(&shared.full_kv, 0);
-  for (int member = 0; member < GROUP; ++member) {
+  for (int member = 0; member < group; ++member) {
     for (i32 tile = first_tile; tile < tiles; ++tile) {
       const u32 stage = ring.stage;
       mbarrier_wait(&shared.full[stage], ring.phase);
@@ -223,17 +224,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     attention_backward_dq_causal_d64(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k,
                                      const __grid_constant__ TensorMap v, const __grid_constant__ TensorMap dout,
                                      const __grid_constant__ TensorMap dq, const float *lse, const float *delta, i32 T,
-                                     i32 Tp) {
+                                     i32 Tp, i32 group, i32 heads_per_cta) {
   extern __shared__ u8 shared_bytes[];
   QueriesShared &shared = *reinterpret_cast<QueriesShared *>((reinterpret_cast<u64>(shared_bytes) + 1023) & ~u64(1023));
   const u32 warpgroup = warp_id() / 4;
-  const i32 last_tile = i32(gridDim.x - 1 - blockIdx.x), q0 = last_tile * TILE, kv = i32(blockIdx.y), b = i32(blockIdx.z);
+  // Half h of the CTA owns head first_head + h head_step, rows first_row + h row_step and the 63 after.
+  const i32 head_step = heads_per_cta - 1, row_step = (1 - head_step) * TILE;
+  const i32 first_row = i32(gridDim.x - 1 - blockIdx.x) * (TILE + row_step), first_head = i32(blockIdx.y) * heads_per_cta;
+  const i32 kv = first_head / group, b = i32(blockIdx.z), last_tile = min(first_row + row_step, T - 1) / TILE;
 
   if (threadIdx.x == 0) {
     mbarrier_init(&shared.full_q, 1);
     for (int s = 0; s < STAGES; ++s) {
       mbarrier_init(&shared.full[s], 1);
-      mbarrier_init(&shared.empty[s], 4 * GROUP);
+      mbarrier_init(&shared.empty[s], 4 * HALVES);
     }
     fence_barrier_init();
   }
@@ -243,10 +247,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   if (warpgroup == 0) { // ---- producer
     registers_decrease<24>();
     if (threadIdx.x == 0) {
-      mbarrier_arrive_expect(&shared.full_q, 2 * GROUP * TILE_BYTES);
-      for (int member = 0; member < GROUP; ++member) {
-        tma_load_3d(shared.q[member], &q, &shared.full_q, (GROUP * kv + member) * HEAD_DIM, q0, b);
-        tma_load_3d(shared.dout[member], &dout, &shared.full_q, (GROUP * kv + member) * HEAD_DIM, q0, b);
+      mbarrier_arrive_expect(&shared.full_q, 2 * HALVES * TILE_BYTES);
+      for (int h = 0; h < HALVES; ++h) {
+        const i32 x = (first_head + h * head_step) * HEAD_DIM, y = first_row + h * row_step;
+        tma_load_3d(shared.q[h], &q, &shared.full_q, x, y, b);
+        tma_load_3d(shared.dout[h], &dout, &shared.full_q, x, y, b);
       }
       for (i32 tile = 0; tile <= last_tile; ++tile) {
         const u32 s = ring.stage;
@@ -260,14 +265,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     return;
   }
 
-  // ---- consumers: one query head each
+  // ---- consumers: 64 rows of one head each
   registers_increase<240>();
-  const u32 member = warpgroup - 1, thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;
+  const u32 half_index = warpgroup - 1, thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;
+  const i32 head = first_head + i32(half_index) * head_step, q0 = first_row + i32(half_index) * row_step;
   const i32 row = q0 + i32(16 * warp + lane / 4);
-  const u64 statistics = (u64(b) * gridDim.y * GROUP + GROUP * kv + member) * Tp + row;
-  const float l[2] = {lse[statistics], lse[statistics + 8]}, d[2] = {delta[statistics], delta[statistics + 8]};
-  const u64 descriptor_q = matrix_descriptor(shared_address(shared.q[member]), 16);
-  const u64 descriptor_do = matrix_descriptor(shared_address(shared.dout[member]), 16);
+  const u64 statistics = (u64(b) * gridDim.y * heads_per_cta + head) * Tp + row;
+  // A half may lie behind the padded end.
+  const float l[2] = {q0 < Tp ? lse[statistics] : INFINITY, q0 < Tp ? lse[statistics + 8] : INFINITY};
+  const float d[2] = {q0 < Tp ? delta[statistics] : 0.f, q0 < Tp ? delta[statistics + 8] : 0.f};
+  const u64 descriptor_q = matrix_descriptor(shared_address(shared.q[half_index]), 16);
+  const u64 descriptor_do = matrix_descriptor(shared_address(shared.dout[half_index]), 16);
   float dq_sum[32];
   clear(dq_sum);
 
@@ -275,44 +283,46 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   for (i32 tile = 0; tile <= last_tile; ++tile) {
     const u32 stage = ring.stage;
     mbarrier_wait(&shared.full[stage], ring.phase);
-    const u64 descriptor_k = matrix_descriptor(shared_address(shared.k[stage]), 16);
-    const u64 descriptor_v = matrix_descriptor(shared_address(shared.v[stage]), 16);
-    float s[32], dp[32];
-    wgmma_fence();
-    multiply_shared(s, descriptor_q, descriptor_k);
-    wgmma_commit();
-    multiply_shared(dp, descriptor_do, descriptor_v);
-    wgmma_commit();
+    if (tile <= q0 / TILE) { // else every key of the tile comes after all of our rows
+      const u64 descriptor_k = matrix_descriptor(shared_address(shared.k[stage]), 16);
+      const u64 descriptor_v = matrix_descriptor(shared_address(shared.v[stage]), 16);
+      float s[32], dp[32];
+      wgmma_fence();
+      multiply_shared(s, descriptor_q, descriptor_k);
+      wgmma_commit();
+      multiply_shared(dp, descriptor_do, descriptor_v);
+      wgmma_commit();
 
-    wgmma_wait<1>();
-    accumulator_barrier(s);
+      wgmma_wait<1>();
+      accumulator_barrier(s);
 #pragma unroll
-    for (int i = 0; i < 32; ++i) {
-      const int half = (i >> 1) & 1;
-      s[i] = exp2_approx(s[i] * SCALE_LOG2 - l[half]);
-      const i32 key = tile * TILE + 8 * (i >> 2) + 2 * i32(lane % 4) + (i & 1);
-      if (tile == last_tile && key > row + 8 * half) s[i] = 0.f;
+      for (int i = 0; i < 32; ++i) {
+        const int half = (i >> 1) & 1;
+        s[i] = exp2_approx(s[i] * SCALE_LOG2 - l[half]);
+        const i32 key = tile * TILE + 8 * (i >> 2) + 2 * i32(lane % 4) + (i & 1);
+        if (tile == q0 / TILE && key > row + 8 * half) s[i] = 0.f;
+      }
+      wgmma_wait<0>();
+      accumulator_barrier(dp);
+#pragma unroll
+      for (int i = 0; i < 32; ++i) dp[i] = s[i] * (dp[i] - d[(i >> 1) & 1]);
+      u32 ds[4][4];
+      pack_operand(ds, dp);
+      wgmma_fence();
+      multiply_add_registers(dq_sum, ds, descriptor_k);
+      wgmma_commit();
+      wgmma_wait<0>();
+      accumulator_barrier(dq_sum);
     }
-    wgmma_wait<0>();
-    accumulator_barrier(dp);
-#pragma unroll
-    for (int i = 0; i < 32; ++i) dp[i] = s[i] * (dp[i] - d[(i >> 1) & 1]);
-    u32 ds[4][4];
-    pack_operand(ds, dp);
-    wgmma_fence();
-    multiply_add_registers(dq_sum, ds, descriptor_k);
-    wgmma_commit();
-    wgmma_wait<0>();
-    accumulator_barrier(dq_sum);
     if (lane == 0) mbarrier_arrive(&shared.empty[stage]);
     ring.advance();
   }
 
-  stage_tile(shared.q[member], dq_sum, SCALE, warp, lane);
+  stage_tile(shared.q[half_index], dq_sum, SCALE, warp, lane);
   fence_proxy_async_shared();
-  named_barrier_sync(1 + member, 128);
+  named_barrier_sync(1 + half_index, 128);
   if (thread == 0) {
-    tma_store_3d(&dq, shared.q[member], (GROUP * kv + i32(member)) * HEAD_DIM, q0, b);
+    tma_store_3d(&dq, shared.q[half_index], head * HEAD_DIM, q0, b);
     bulk_commit();
     bulk_wait_read<0>();
   }

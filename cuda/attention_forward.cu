@@ -1,6 +1,6 @@
-// Causal softmax attention, forward: head dimension 64, two query heads per key/value head.
+// Causal softmax attention, forward: head dimension 64, any number of query heads per key/value head.
 //
-// 1. Formula, per sequence b and query head h, with kv = h / 2:
+// 1. Formula, per sequence b and query head h, with kv = h / group, group = H / KV:
 //      S = Q_h K_kv^T / 8, masked to key <= query;  P = softmax(S);  O_h = P V_kv
 //      lse[b,h,t] = log2(sum_key exp(S[t,key]))  (so that exp(S - ln-sum-exp) = 2^(S log2(e) - lse)); +inf for rows t >= T
 //
@@ -11,17 +11,18 @@
 //      lse      f32 [B, H, Tp]
 //    Shared: Q 2 x 8 KB (later the output's staging), STAGES x (K 16 KB, V 16 KB).
 //
-// 3. Work. Grid (ceil(T/64), KV, B), longest rows first. A CTA takes 64 query rows of both heads of a group, so that K and
-//    V are read once for the two. 384 threads: warpgroup 0 loads (one thread, 24 registers), warpgroups 1 and 2 each own
-//    one head (240 registers): scores 64 + output 32 + packed probabilities 32.
+// 3. Work. Grid (ceil(T / (128 / R)), H / R, B) with R heads per CTA, longest rows first. R = 2 where the group is even: 64 query
+//    rows of two heads that share K and V. R = 1 where it is odd: 128 query rows of one head. 384 threads: warpgroup 0 loads (one
+//    thread, 24 registers), warpgroups 1 and 2 each own 64 rows of one head (240 registers): scores 64 + output 32 + packed
+//    probabilities 32.
 //
 // 4. Pipeline, key blocks of 128, from the diagonal down to key 0 (so only the first one is masked):
 //      producer   |Q, K n|V n|K n-1|V n-1|wait empty|...
-//      head 0           |S=QK|softmax     |O+=PV|S=QK|softmax ...
-//      head 1             |S=QK (tensor core is shared) |softmax     |O+=PV| ...   the two heads fill each other's gaps
+//      half 0           |S=QK|softmax     |O+=PV|S=QK|softmax ...
+//      half 1             |S=QK (tensor core is shared) |softmax     |O+=PV| ...   the two halves fill each other's gaps
 //
 // 5. Floor (predicted), T = 2048, N = 98304, H = 8: 206 GFLOP, 258 us at 798 TFLOP/s; exponentials 217 us; memory 102 us.
-//    This version runs products and exponentials of one head in turn, so at best near their sum divided among two heads.
+//    This version runs products and exponentials of a half in turn, so at best near their sum divided among the two halves.
 //
 // 6. Fences and waits, and what breaks without them:
 //      full_q/full_k/full_v   products of bytes that have not landed
@@ -30,7 +31,7 @@
 //      wgmma_fence            O's rescaling and the packed P are not ordered before the product
 //      fence_proxy_async + named barrier   the store engine reads stale or missing staging bytes
 //
-// 7. Limits: H = 2 KV; head dimension 64; T >= 1; Tp = 64 ceil(T / 64).
+// 7. Limits: KV divides H; R divides H / KV; head dimension 64; T >= 1; Tp = 64 ceil(T / 64).
 #include "hopper/barrier.cuh"
 #include "hopper/fence.cuh"
 #include "hopper/matrix_moves.cuh"
@@ -42,16 +43,16 @@
 
 namespace birdie {
 
-constexpr int HEAD_DIM = 64, BLOCK_Q = 64, BLOCK_KEYS = 128, STAGES = 2, GROUP = 2;
-constexpr int THREADS = 128 * (1 + GROUP);
+constexpr int HEAD_DIM = 64, BLOCK_Q = 64, BLOCK_KEYS = 128, STAGES = 2, HALVES = 2;
+constexpr int THREADS = 128 * (1 + HALVES);
 constexpr u32 Q_BYTES = BLOCK_Q * HEAD_DIM * sizeof(bf16), KV_BYTES = BLOCK_KEYS * HEAD_DIM * sizeof(bf16);
 constexpr float SCALE_LOG2 = 0.125f * LOG2_E; // scores times this are exponents of 2
 
 static_assert(HEAD_DIM * sizeof(bf16) == 128, "a head is one 128-byte swizzled row");
-static_assert(BLOCK_KEYS % BLOCK_Q == 0, "the diagonal of a query tile lies in one key block");
+static_assert(BLOCK_KEYS == HALVES * BLOCK_Q, "the diagonals of both halves lie in one key block");
 
 struct alignas(1024) ForwardShared {
-  u8 q[GROUP][Q_BYTES];
+  u8 q[HALVES][Q_BYTES];
   u8 k[STAGES][KV_BYTES], v[STAGES][KV_BYTES];
   u64 full_q, full_k[STAGES], full_v[STAGES], empty[STAGES];
 };
@@ -99,19 +100,21 @@ using namespace birdie;
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     attention_forward_causal_d64(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k,
                                  const __grid_constant__ TensorMap v, const __grid_constant__ TensorMap out, float *lse,
-                                 i32 T, i32 Tp) {
+                                 i32 T, i32 Tp, i32 group, i32 heads_per_cta) {
   extern __shared__ u8 shared_bytes[];
   ForwardShared &shared = *reinterpret_cast<ForwardShared *>((reinterpret_cast<u64>(shared_bytes) + 1023) & ~u64(1023));
   const u32 warpgroup = warp_id() / 4;
-  const i32 q0 = i32(gridDim.x - 1 - blockIdx.x) * BLOCK_Q, kv = i32(blockIdx.y), b = i32(blockIdx.z);
-  const i32 last_block = min(q0 + BLOCK_Q - 1, T - 1) / BLOCK_KEYS;
+  // Half h of the CTA owns head first_head + h head_step, rows first_row + h row_step and the 63 after.
+  const i32 head_step = heads_per_cta - 1, row_step = (1 - head_step) * BLOCK_Q;
+  const i32 first_row = i32(gridDim.x - 1 - blockIdx.x) * (BLOCK_Q + row_step), first_head = i32(blockIdx.y) * heads_per_cta;
+  const i32 kv = first_head / group, b = i32(blockIdx.z), last_block = first_row / BLOCK_KEYS;
 
   if (threadIdx.x == 0) {
     mbarrier_init(&shared.full_q, 1);
     for (int s = 0; s < STAGES; ++s) {
       mbarrier_init(&shared.full_k[s], 1);
       mbarrier_init(&shared.full_v[s], 1);
-      mbarrier_init(&shared.empty[s], 4 * GROUP);
+      mbarrier_init(&shared.empty[s], 4 * HALVES);
     }
     fence_barrier_init();
   }
@@ -121,8 +124,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   if (warpgroup == 0) { // ---- producer
     registers_decrease<24>();
     if (threadIdx.x == 0) {
-      mbarrier_arrive_expect(&shared.full_q, GROUP * Q_BYTES);
-      for (int h = 0; h < GROUP; ++h) tma_load_3d(shared.q[h], &q, &shared.full_q, (GROUP * kv + h) * HEAD_DIM, q0, b);
+      mbarrier_arrive_expect(&shared.full_q, HALVES * Q_BYTES);
+      for (int h = 0; h < HALVES; ++h)
+        tma_load_3d(shared.q[h], &q, &shared.full_q, (first_head + h * head_step) * HEAD_DIM, first_row + h * row_step, b);
       for (i32 block = last_block; block >= 0; --block) {
         const u32 s = ring.stage;
         mbarrier_wait(&shared.empty[s], ring.phase ^ 1);
@@ -136,11 +140,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     return;
   }
 
-  // ---- consumers: one query head each
+  // ---- consumers: 64 rows of one head each
   registers_increase<240>();
-  const u32 member = warpgroup - 1, thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;
+  const u32 half_index = warpgroup - 1, thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;
+  const i32 head = first_head + i32(half_index) * head_step, q0 = first_row + i32(half_index) * row_step;
   const i32 row = q0 + i32(16 * warp + lane / 4);
-  const u64 dq = matrix_descriptor(shared_address(shared.q[member]), 16);
+  const u64 dq = matrix_descriptor(shared_address(shared.q[half_index]), 16);
   Softmax softmax;
   float o[32];
 
@@ -187,7 +192,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   key_block(Constant<true>{}, last_block);
   for (i32 block = last_block - 1; block >= 0; --block) key_block(Constant<false>{}, block);
 
-  // Output: normalise, stage in the tile that held this head's Q, store.
+  // Output: normalise, stage in the tile that held this half's Q, store.
   float inverse[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -195,11 +200,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     inverse[half] = rcp_approx(sum);
     if (lane % 4 == 0) {
       const i32 t = row + 8 * half;
-      const u64 h = u64(b) * gridDim.y * GROUP + GROUP * kv + member;
-      lse[h * Tp + t] = t < T ? softmax.maximum[half] * SCALE_LOG2 + log2_approx(sum) : INFINITY;
+      const u64 h = u64(b) * gridDim.y * heads_per_cta + head;
+      if (t < Tp) lse[h * Tp + t] = t < T ? softmax.maximum[half] * SCALE_LOG2 + log2_approx(sum) : INFINITY;
     }
   }
-  const u32 staging = shared_address(shared.q[member]);
+  const u32 staging = shared_address(shared.q[half_index]);
 #pragma unroll
   for (int j = 0; j < HEAD_DIM / 16; ++j) {
     const float *x = o + 8 * j;
@@ -208,9 +213,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 pack_bf16(x[4] * inverse[0], x[5] * inverse[0]), pack_bf16(x[6] * inverse[1], x[7] * inverse[1]));
   }
   fence_proxy_async_shared();
-  named_barrier_sync(1 + member, 128);
+  named_barrier_sync(1 + half_index, 128);
   if (thread == 0) {
-    tma_store_3d(&out, shared.q[member], (GROUP * kv + i32(member)) * HEAD_DIM, q0, b);
+    tma_store_3d(&out, shared.q[half_index], head * HEAD_DIM, q0, b);
     bulk_commit();
     bulk_wait_read<0>();
   }

@@ -33,6 +33,7 @@ impl Kernels {
         let dout = shape.part(dout, width, 0, width).map(checks, "dout", 64)?;
         checks.array("lse", lse, 4, &[shape.statistics()])?;
         checks.array("delta", delta, 4, &[shape.statistics()])?;
+        let (group, heads_per_cta) = (shape.group as i32, shape.heads_per_cta() as i32);
         let (kv, sequences) = (shape.kv_heads as u32, shape.sequences as u32);
         self.launch(
             stream,
@@ -40,15 +41,29 @@ impl Kernels {
             [shape.tokens.div_ceil(128) as u32, kv, sequences],
             384,
             SHARED_DKDV,
-            &[&q, &k, &v, &dout, &dk, &dv, &lse, &delta, &tokens, &padded],
+            &[
+                &q, &k, &v, &dout, &dk, &dv, &lse, &delta, &tokens, &padded, &group,
+            ],
         )?;
         self.launch(
             stream,
             "attention_backward_dq_causal_d64",
-            [shape.tokens.div_ceil(64) as u32, kv, sequences],
+            shape.query_grid(),
             384,
             SHARED_DQ,
-            &[&q, &k, &v, &dout, &dq, &lse, &delta, &tokens, &padded],
+            &[
+                &q,
+                &k,
+                &v,
+                &dout,
+                &dq,
+                &lse,
+                &delta,
+                &tokens,
+                &padded,
+                &group,
+                &heads_per_cta,
+            ],
         )?;
         let rows = shape.sequences * shape.tokens;
         Ok(Work {

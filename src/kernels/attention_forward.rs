@@ -9,21 +9,20 @@ use crate::driver::tensor_map::TensorMap;
 /// Q of two heads, then two stages of K and V (`ForwardShared`).
 pub(super) const SHARED: u32 = with_alignment(2 * 8192 + 2 * 2 * 16384 + 7 * 8);
 
-/// Query heads per key/value head.
-pub const GROUP: u64 = 2;
 pub const HEAD_DIM: u64 = 64;
 
-/// Shape of an attention: `B` sequences of `T` tokens, `KV` key/value heads and twice as many query heads of 64.
+/// Shape of an attention: `B` sequences of `T` tokens, `KV` key/value heads of 64 and `group` query heads for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionShape {
     pub sequences: u64,
     pub tokens: u64,
     pub kv_heads: u64,
+    pub group: u64,
 }
 
 impl AttentionShape {
     pub fn heads(self) -> u64 {
-        GROUP * self.kv_heads
+        self.group * self.kv_heads
     }
 
     /// Columns of q, k and v of a token.
@@ -49,16 +48,31 @@ impl AttentionShape {
     pub(super) fn check(self, checks: Checks) -> Result<[i32; 2]> {
         checks.limit(
             self.tokens > 0
-                && self.kv_heads > 0
+                && self.heads() > 0
                 && self.sequences > 0
                 && self.sequences < 65536
-                && self.kv_heads < 65536,
+                && self.heads() < 65536,
             || format!("{self:?} is empty or too large"),
         )?;
         Ok([
             checks.int("T", self.tokens)?,
             checks.int("Tp", self.padded_tokens())?,
         ])
+    }
+
+    /// Query heads that share a CTA: two of a group where it is even, else one with twice the rows.
+    pub(super) fn heads_per_cta(self) -> u64 {
+        if self.group.is_multiple_of(2) { 2 } else { 1 }
+    }
+
+    /// Grid of the kernels that own query rows.
+    pub(super) fn query_grid(self) -> [u32; 3] {
+        let heads = self.heads_per_cta();
+        [
+            self.tokens.div_ceil(128 / heads) as u32,
+            (self.heads() / heads) as u32,
+            self.sequences as u32,
+        ]
     }
 
     /// `columns` columns of a `[B, T, pitch]` tensor from column `start` on.
@@ -112,18 +126,24 @@ impl Kernels {
         let width = shape.heads() * HEAD_DIM;
         let out_map = shape.part(out, width, 0, width).map(checks, "out", 64)?;
         checks.array("lse", lse, 4, &[shape.statistics()])?;
-        let grid = [
-            shape.tokens.div_ceil(64) as u32,
-            shape.kv_heads as u32,
-            shape.sequences as u32,
-        ];
+        let (group, heads_per_cta) = (shape.group as i32, shape.heads_per_cta() as i32);
         self.launch(
             stream,
             checks.0,
-            grid,
+            shape.query_grid(),
             384,
             SHARED,
-            &[&q, &k, &v, &out_map, &lse, &tokens, &padded],
+            &[
+                &q,
+                &k,
+                &v,
+                &out_map,
+                &lse,
+                &tokens,
+                &padded,
+                &group,
+                &heads_per_cta,
+            ],
         )?;
         let rows = shape.sequences * shape.tokens;
         Ok(Work {

@@ -193,14 +193,18 @@ impl QkvOperands {
     }
 }
 
-/// The kernels that give eight lanes to each head need the heads to divide 32.
+/// The kernels that give eight lanes to each head need the heads to divide 32, and two query heads per key/value head.
 pub(super) fn check_heads(checks: Checks, shape: AttentionShape) -> Result<()> {
     checks.limit(
-        matches!(shape.heads(), 2 | 4 | 8 | 16) && shape.tokens > 0 && shape.sequences > 0,
+        shape.group == 2
+            && matches!(shape.heads(), 2 | 4 | 8 | 16)
+            && shape.tokens > 0
+            && shape.sequences > 0,
         || {
             format!(
-                "H = {} is not 2, 4, 8 or 16, or the batch is empty",
-                shape.heads()
+                "H = {} is not 2, 4, 8 or 16 or not 2 KV = {}, or the batch is empty",
+                shape.heads(),
+                2 * shape.kv_heads
             )
         },
     )

@@ -61,6 +61,7 @@ impl Network {
             sequences: batch.sequences as u64,
             tokens: batch.seq_len as u64,
             kv_heads: self.config.kv_heads as u64,
+            group: (self.config.heads / self.config.kv_heads) as u64,
         }
     }
 
@@ -343,6 +344,7 @@ fn sizes(config: &Config, recipe: &Recipe, ranks: usize, layout: &Layout) -> Siz
         sequences: train.sequences as u64,
         tokens: train.seq_len as u64,
         kv_heads: config.kv_heads as u64,
+        group: (config.heads / config.kv_heads) as u64,
     };
     let heads = config.heads as u64;
     let table = (config.vocab * config.kv_dim()) as u64;

@@ -3,7 +3,11 @@
 use birdie::driver::launch::Launch;
 use birdie::driver::modules::{KERNEL_FILES, Module, kernel_file};
 use birdie::driver::tensor_map::{Element, Swizzle, TensorMap};
-use birdie::driver::{DeviceChoice, DriverKind, active, graph::{Graph, wait_for_context}, init};
+use birdie::driver::{
+    DeviceChoice, DriverKind, active,
+    graph::{Graph, wait_for_context},
+    init,
+};
 use cust::memory::{CopyDestination, DeviceBuffer};
 use cust::stream::{Stream, StreamFlags};
 

@@ -32,7 +32,8 @@ fn reference(shape: AttentionShape, qkv: &[f64], dout: &[f64]) -> Reference {
     };
     for b in 0..shape.sequences as usize {
         for h in 0..heads {
-            let (key_column, value_column) = ((heads + h / 2) * D, (heads + kv_heads + h / 2) * D);
+            let kv = h / shape.group as usize;
+            let (key_column, value_column) = ((heads + kv) * D, (heads + kv_heads + kv) * D);
             for t in 0..tokens {
                 let row = b * tokens + t;
                 let query: Vec<f64> = qkv[row * columns + h * D..][..D].to_vec();
@@ -74,30 +75,39 @@ fn reference(shape: AttentionShape, qkv: &[f64], dout: &[f64]) -> Reference {
     r
 }
 
-fn shape(sequences: u64, tokens: u64, kv_heads: u64) -> AttentionShape {
+fn shape(sequences: u64, tokens: u64, kv_heads: u64, group: u64) -> AttentionShape {
     AttentionShape {
         sequences,
         tokens,
         kv_heads,
+        group,
     }
 }
 
-/// The smallest, one below and one above a tile, odd, several blocks of keys, several heads and sequences.
-const SHAPES: [(u64, u64, u64); 7] = [
-    (1, 1, 1),
-    (1, 63, 1),
-    (1, 65, 1),
-    (2, 128, 1),
-    (1, 200, 2),
-    (3, 131, 1),
-    (1, 384, 1),
+/// Sequences, tokens, key/value heads, group: the smallest, one below and one above a tile, odd, several blocks of keys, several heads
+/// and sequences; groups of 1, 2, 3, 4 and 8, the odd ones also with one half of a CTA behind the end.
+const SHAPES: [(u64, u64, u64, u64); 14] = [
+    (1, 1, 1, 2),
+    (1, 63, 1, 2),
+    (1, 65, 1, 2),
+    (2, 128, 1, 2),
+    (1, 200, 2, 2),
+    (3, 131, 1, 2),
+    (1, 384, 1, 2),
+    (1, 1, 1, 1),
+    (2, 64, 2, 1),
+    (1, 193, 1, 1),
+    (1, 129, 2, 3),
+    (1, 320, 1, 3),
+    (2, 67, 2, 4),
+    (1, 130, 1, 8),
 ];
 
 #[test]
 fn forward_and_backward() {
     let gpu = Gpu::new();
-    for (i, (sequences, tokens, kv_heads)) in SHAPES.into_iter().enumerate() {
-        let shape = shape(sequences, tokens, kv_heads);
+    for (i, (sequences, tokens, kv_heads, group)) in SHAPES.into_iter().enumerate() {
+        let shape = shape(sequences, tokens, kv_heads, group);
         let rows = sequences * tokens;
         let width = shape.heads() * D as u64;
         let mut random = Random::new(100 + i as u64);
@@ -170,7 +180,7 @@ fn forward_and_backward() {
 #[test]
 fn rows_do_not_depend_on_later_tokens() {
     let gpu = Gpu::new();
-    let (long, short) = (shape(1, 150, 1), shape(1, 90, 1));
+    let (long, short) = (shape(1, 150, 1, 2), shape(1, 90, 1, 2));
     let qkv = Random::new(7).bf16(150 * long.columns(), 1.0);
     let run = |shape: AttentionShape| {
         let rows = shape.tokens;
@@ -193,7 +203,7 @@ fn rows_do_not_depend_on_later_tokens() {
 #[test]
 fn large_scores_do_not_overflow() {
     let gpu = Gpu::new();
-    let shape = shape(1, 70, 1);
+    let shape = shape(1, 70, 1, 2);
     let qkv: Vec<f64> = Random::new(8).bf16(70 * shape.columns(), 30.0);
     let dout = vec![1.0; 70 * 128];
     let want = reference(shape, &qkv, &dout);

@@ -63,6 +63,7 @@ fn xsa_and_gate_both_ways() {
             sequences,
             tokens,
             kv_heads,
+            group: 2,
         };
         let (heads, kv, columns) = (
             shape.heads() as usize,

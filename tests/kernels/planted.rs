@@ -162,6 +162,10 @@ fn attention_parameters(device: &Device, kernel: Attention) -> Vec<u8> {
     }
     bytes.extend((TOKENS as i32).to_le_bytes());
     bytes.extend((PADDED as i32).to_le_bytes());
+    bytes.extend(2i32.to_le_bytes()); // group
+    if kernel != Attention::Keys {
+        bytes.extend(2i32.to_le_bytes()); // heads per CTA
+    }
     bytes
 }
 

@@ -38,6 +38,7 @@ fn both_ways_in_every_mode() {
             sequences,
             tokens,
             kv_heads,
+            group: 2,
         };
         let (heads, kv, columns) = (
             shape.heads() as usize,
