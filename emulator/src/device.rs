@@ -15,6 +15,9 @@ pub struct Device {
     pub output: Mutex<Vec<u8>>,
     /// Launches so far: `%gridid`.
     pub launches: AtomicU64,
+    /// A launch executes about this many of its clusters, spread over the grid, and its results are worthless; 0 = all. For counting
+    /// the work of grids that are too large to be emulated. Launches whose clusters communicate are always whole.
+    pub sample: AtomicU64,
 }
 
 /// How launches are executed; read from the environment once (`Settings::from_env`), changeable by tests.
@@ -113,6 +116,7 @@ impl Device {
             settings,
             output: Mutex::default(),
             launches: AtomicU64::new(0),
+            sample: AtomicU64::new(0),
         })
     }
 
@@ -186,6 +190,9 @@ pub struct LaunchReport {
     pub operations: u64,
     /// With [`Settings::count`].
     pub counters: Option<crate::counters::Counters>,
+    /// Clusters of the grid, and how many of them were executed (see [`Device::sample`]).
+    pub clusters: u64,
+    pub executed: u64,
 }
 
 /// Why a launch ended early.

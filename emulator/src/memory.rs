@@ -79,6 +79,26 @@ impl Arena {
     pub fn mapped(&self, address: u64, bytes: u64) -> bool {
         address >= self.base && address - self.base <= self.bytes - bytes.min(self.bytes)
     }
+    /// Makes the whole pages of a range of this memory zero without touching them; returns their start and end. `None` where there
+    /// is none, or the system refuses.
+    pub fn zero_pages(&self, address: u64, bytes: u64) -> Option<(u64, u64)> {
+        const PAGE: u64 = 1 << 16;
+        let start = address.next_multiple_of(PAGE);
+        let end = (address + bytes) / PAGE * PAGE;
+        if end <= start || !self.mapped(address, bytes) {
+            return None;
+        }
+        // SAFETY: pages of our own anonymous private mapping: the system gives zero pages at the next access.
+        let given = unsafe {
+            libc::madvise(
+                start as *mut libc::c_void,
+                (end - start) as usize,
+                libc::MADV_DONTNEED,
+            )
+        };
+        (given == 0).then_some((start, end))
+    }
+
     pub fn used(&self) -> u64 {
         self.read().used
     }

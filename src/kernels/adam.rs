@@ -90,7 +90,7 @@ impl Kernels {
                 &adam.weight_decay,
             ],
         )?;
-        Ok(Work {
+        self.done(Work {
             flops: 16 * n,
             bytes: n * (4 + 6 * bytes),
         })
@@ -110,7 +110,7 @@ impl Kernels {
             0,
             &[&x, &n, &partial],
         )?;
-        Ok(Work {
+        self.done(Work {
             flops: 2 * n,
             bytes: 4 * n,
         })
@@ -137,7 +137,7 @@ impl Kernels {
             0,
             &[&partial, &count_int, &max_norm, &out],
         )?;
-        Ok(Work {
+        self.done(Work {
             flops: count,
             bytes: 4 * count,
         })
@@ -166,7 +166,7 @@ impl Kernels {
             0,
             &[&avg, &param, &n, &step],
         )?;
-        Ok(Work {
+        self.done(Work {
             flops: 3 * n,
             bytes: n * (8 + storage.bytes()),
         })
@@ -195,7 +195,7 @@ impl Kernels {
             0,
             &[&sum, &param, &n, &step],
         )?;
-        Ok(Work {
+        self.done(Work {
             flops: n,
             bytes: 3 * n * storage.bytes(),
         })

@@ -66,7 +66,7 @@ impl Kernels {
             ],
         )?;
         let rows = shape.sequences * shape.tokens;
-        Ok(Work {
+        self.done(Work {
             flops: 10 * HEAD_DIM * shape.scores(),
             bytes: 2 * rows * (2 * shape.columns() + width) + 8 * shape.statistics(),
         })

@@ -146,7 +146,7 @@ impl Kernels {
             ],
         )?;
         let rows = shape.sequences * shape.tokens;
-        Ok(Work {
+        self.done(Work {
             flops: 4 * HEAD_DIM * shape.scores(),
             bytes: 2 * rows * (shape.columns() + width) + 4 * shape.statistics(),
         })

@@ -122,7 +122,7 @@ impl Kernels {
                 &heads,
             ],
         )?;
-        Ok(Work {
+        self.done(Work {
             flops: 8 * rows * width,
             bytes: 2 * rows * (2 * width + width / 2),
         })
@@ -200,7 +200,7 @@ impl Kernels {
             ],
         )?;
         let tensors = if g.dy.is_some() { 4 } else { 2 };
-        Ok(Work {
+        self.done(Work {
             flops: 16 * rows * width,
             bytes: 2 * tensors * rows * width,
         })

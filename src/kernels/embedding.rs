@@ -110,7 +110,7 @@ impl Kernels {
         );
         let grid = [rows.div_ceil(256) as u32, 1, 1];
         self.launch(stream, checks.0, grid, 256, 0, &[&ids, &index, &n, &t, &b])?;
-        Ok(Work {
+        self.done(Work {
             flops: 0,
             bytes: 4 * rows,
         })
@@ -140,7 +140,7 @@ impl Kernels {
                 &d,
             ],
         )?;
-        Ok(Work {
+        self.done(Work {
             flops: 8 * e.rows() * e.d,
             bytes: 2 * e.rows() * e.d * (2 + u64::from(e.bigram.is_some())),
         })
@@ -191,7 +191,7 @@ impl Kernels {
             ],
         )?;
         let tensors = 3 + u64::from(dx0.is_some()) + u64::from(e.bigram.is_some());
-        Ok(Work {
+        self.done(Work {
             flops: 16 * e.rows() * e.d,
             bytes: 2 * tensors * e.rows() * e.d,
         })
@@ -236,7 +236,7 @@ impl Kernels {
             shared,
             &[&keys, &rows, &buckets, &chunk, &s.counts, &s.order],
         )?;
-        Ok(Work {
+        self.done(Work {
             flops: 0,
             bytes: 8 * s.rows + 16 * chunks * s.buckets,
         })
@@ -302,7 +302,7 @@ impl Kernels {
                 &accumulate,
             ],
         )?;
-        Ok(Work {
+        self.done(Work {
             flops: s.rows * columns,
             bytes: 2 * s.rows * columns + 4 * s.buckets * columns,
         })
@@ -333,7 +333,7 @@ impl Kernels {
             &out,
         ];
         self.launch(stream, checks.0, grid, 256, 0, parameters)?;
-        Ok(Work {
+        self.done(Work {
             flops: s.rows * columns,
             bytes: 2 * s.rows * columns + 2 * s.buckets * columns,
         })
@@ -386,7 +386,7 @@ impl Kernels {
                 &n,
             ],
         )?;
-        Ok(Work {
+        self.done(Work {
             flops: 4 * layers * n,
             bytes: n * (4 * layers + 4),
         })

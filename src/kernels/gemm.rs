@@ -180,7 +180,7 @@ impl Kernels {
             shape.tiles(),
             &[&map_a, &map_b, &map_out, &m, &n, &k, &batches],
         )?;
-        Ok(shape.work(2))
+        self.done(shape.work(2))
     }
 
     /// `out = alpha D + beta aux` in bf16; NT or NN. `aux` may be `out`.
@@ -215,7 +215,7 @@ impl Kernels {
                 &map_a, &map_b, &map_out, &map_aux, &m, &n, &k, &batches, &alpha, &beta,
             ],
         )?;
-        Ok(shape.work(4))
+        self.done(shape.work(4))
     }
 
     /// The MLP's up product: `pre = a b^T`, `activated = leaky(pre)^2` with slope 1/2, both bf16.
@@ -240,7 +240,7 @@ impl Kernels {
             shape.tiles(),
             &[&map_a, &map_b, &map_out, &map_out2, &m, &n, &k, &batches],
         )?;
-        Ok(shape.work(4))
+        self.done(shape.work(4))
     }
 
     /// The gradient through the activation: `out = (a b) * d leaky(pre)^2 / d pre`.
@@ -265,7 +265,7 @@ impl Kernels {
             shape.tiles(),
             &[&map_a, &map_b, &map_out, &map_pre, &m, &n, &k, &batches],
         )?;
-        Ok(shape.work(4))
+        self.done(shape.work(4))
     }
 
     /// Into how many parts to cut k so that an `[m, n]` product fills the device: as many as there are multiprocessors per tile,
@@ -335,7 +335,7 @@ impl Kernels {
                 &each_int,
             ],
         )?;
-        Ok(shape.work(4 * splits))
+        self.done(shape.work(4 * splits))
     }
 
     /// Second stage of a weight gradient.
@@ -398,7 +398,7 @@ impl Kernels {
             ],
         )?;
         let elements = r.rows * r.columns;
-        Ok(Work {
+        self.done(Work {
             flops: elements * (r.splits + 1),
             bytes: 4
                 * elements

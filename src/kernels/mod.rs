@@ -18,6 +18,7 @@ pub mod gemm;
 pub mod head_loss;
 pub mod muon;
 pub mod norm_mix;
+pub mod observe;
 pub mod qkv;
 pub mod quantize;
 pub mod step_values;
@@ -31,6 +32,7 @@ use cust::context::CurrentContext;
 use cust::device::DeviceAttribute;
 use cust::stream::Stream;
 
+use self::observe::Seen;
 use crate::driver::DriverError;
 use crate::driver::launch::{Launch, Parameter};
 use crate::driver::modules::{Function, Module, kernel_file};
@@ -154,10 +156,22 @@ impl Kernels {
             .functions
             .get(entry)
             .with_context(|| format!("kernel {entry}: its file is not loaded"))?;
-        Launch::new(grid, [threads, 1, 1])
-            .shared(shared)
-            .on(stream)
-            .run(function, parameters)
+        let launch = Launch::new(grid, [threads, 1, 1]).shared(shared).on(stream);
+        let seen = Seen {
+            entry,
+            grid,
+            threads,
+            shared,
+            stream,
+            parameters,
+        };
+        observe::launch(&seen, &mut || launch.run(function, parameters))
+    }
+
+    /// The end of an operation that needed this work at least: what every twin returns.
+    fn done(&self, work: Work) -> Result<Work> {
+        observe::done(work);
+        Ok(work)
     }
 }
 

@@ -108,7 +108,7 @@ impl Kernels {
             0,
             &[&grad, &momentum, &x, &partial, &n, &step, &coefficient],
         )?;
-        Ok(Work {
+        self.done(Work {
             flops: 6 * total,
             bytes: total * (6 + 2 * state),
         })
@@ -129,7 +129,7 @@ impl Kernels {
         checks.array("partial", partial, 4, &[bank.matrices, count as u64])?;
         let grid = [bank.partials(), bank.matrices as u32, 1];
         self.launch(stream, checks.0, grid, 256, 0, &[&x, &partial, &count, &n])?;
-        Ok(Work {
+        self.done(Work {
             flops: bank.matrices * n,
             bytes: 4 * bank.matrices * n,
         })
@@ -206,7 +206,7 @@ impl Kernels {
             &shape_factor,
         ];
         self.launch(stream, checks.0, grid, 256, 0, parameters)?;
-        Ok(Work {
+        self.done(Work {
             flops: 3 * n,
             bytes: 10 * n,
         })

@@ -125,7 +125,7 @@ impl Kernels {
             0,
             &[&x, &y, &s, &rows_int, &d_int],
         )?;
-        Ok(Work {
+        self.done(Work {
             flops: 4 * rows * d,
             bytes: 4 * rows * d,
         })
@@ -161,7 +161,7 @@ impl Kernels {
             0,
             &[&residual, &x, &dy, &dx, &s, &rows_int, &d_int],
         )?;
-        Ok(Work {
+        self.done(Work {
             flops: 10 * rows * d,
             bytes: (6 + 2 * u64::from(g.is_some())) * rows * d,
         })
@@ -203,7 +203,7 @@ impl Kernels {
                 &d_int,
             ],
         )?;
-        Ok(Work {
+        self.done(Work {
             flops: 8 * rows * d,
             bytes: (8 + 2 * u64::from(skip != 0)) * rows * d,
         })
@@ -269,7 +269,7 @@ impl Kernels {
             + u64::from(g.dx0_accumulate)
             + 2 * u64::from(g.dskip.is_some())
             + u64::from(g.extra.is_some());
-        Ok(Work {
+        self.done(Work {
             flops: 24 * rows * d,
             bytes: 2 * tensors * rows * d,
         })
@@ -316,7 +316,7 @@ impl Kernels {
                 &accumulate,
             ],
         )?;
-        Ok(Work {
+        self.done(Work {
             flops: count * columns,
             bytes: 4 * count * columns,
         })

@@ -247,7 +247,7 @@ impl Kernels {
                 &c.kv_heads,
             ],
         )?;
-        Ok(Work {
+        self.done(Work {
             flops: 8 * rows * columns,
             bytes: 4 * rows * columns,
         })
@@ -326,7 +326,7 @@ impl Kernels {
                 &c.kv_heads,
             ],
         )?;
-        Ok(Work {
+        self.done(Work {
             flops: 14 * rows * columns,
             bytes: 6 * rows * columns,
         })
@@ -374,7 +374,7 @@ impl Kernels {
                 &accumulate,
             ],
         )?;
-        Ok(Work {
+        self.done(Work {
             flops: count as u64 * (shape.heads() + 2),
             bytes: 4 * count as u64 * (shape.heads() + 2),
         })

@@ -90,7 +90,7 @@ impl Kernels {
                 &c.step,
             ],
         )?;
-        Ok(Work {
+        self.done(Work {
             flops: rows * c.columns,
             bytes: 6 * rows * c.columns,
         })
@@ -123,7 +123,7 @@ impl Kernels {
             0,
             &[&source, &destination, &n],
         )?;
-        Ok(Work {
+        self.done(Work {
             flops: 0,
             bytes: 6 * n,
         })
@@ -152,7 +152,7 @@ impl Kernels {
             0,
             &[&x, &n, &tag, &out],
         )?;
-        Ok(Work {
+        self.done(Work {
             flops: 0,
             bytes: 4 * n,
         })

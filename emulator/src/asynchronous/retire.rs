@@ -180,8 +180,60 @@ pub(super) fn step(cluster: &mut Cluster, launch: &Launch, index: usize) -> Resu
         }
         Work::CopyArrive { .. } | Work::Taken => Ok(Step::Blocked),
     };
+    if cluster.counters.is_some() && matches!(result, Ok(Step::Read | Step::Done)) {
+        let entry = cluster.asynchronous.entry(index);
+        let (warp, lanes) = (entry.warp, entry.lanes);
+        count(cluster, &work, warp, lanes, at.pc, read);
+    }
     cluster.asynchronous.entry(index).work = work;
     result
+}
+
+/// Counts what a step has moved: global memory once, shared memory once for each CTA that receives. `read`: the source had been
+/// read before this step.
+fn count(cluster: &mut Cluster, work: &Work, agent: u32, lanes: u32, pc: u32, read: bool) {
+    let warps = cluster.ctas[0].warps.len() as u32;
+    let Some(counters) = &mut cluster.counters else {
+        return;
+    };
+    let warp = agent % warps;
+    let mut rows = |map: &TensorMap, start: &Coordinates, write: bool| {
+        // Never fails: the box has just been moved.
+        let _ = tensor_box::rows(map, start, |row: BoxRow| {
+            if row.bytes > 0 {
+                counters.copy(warp, pc, row.address, u64::from(row.bytes), write);
+            }
+            Ok(())
+        });
+    };
+    match work {
+        Work::TensorLoad(t) => {
+            rows(&t.map, &t.start, false);
+            let times = ranks(t.to, t.ctas).count() as u64;
+            counters.shared_block(warp, pc, t.map.box_bytes() * times);
+        }
+        Work::TensorStore(t) if !read => counters.shared_block(warp, pc, t.map.box_bytes()),
+        Work::TensorStore(t) => rows(&t.map, &t.start, true),
+        Work::BulkLoad(b) => {
+            counters.copy(warp, pc, b.from, u64::from(b.bytes), false);
+            let times = ranks(b.to, b.ctas).count() as u64;
+            counters.shared_block(warp, pc, u64::from(b.bytes) * times);
+        }
+        Work::BulkStore(b) if !read => counters.shared_block(warp, pc, u64::from(b.bytes)),
+        Work::BulkStore(b) => match b.to {
+            Destination::Global(address) => {
+                counters.copy(warp, pc, address, u64::from(b.bytes), true);
+            }
+            Destination::Shared { .. } => counters.shared_block(warp, pc, u64::from(b.bytes)),
+        },
+        Work::Copy(c) => {
+            let size = u32::from(c.size);
+            counters.global(warp, pc, &c.from, lanes, size, false);
+            counters.shared(warp, pc, &c.to, lanes, size);
+        }
+        Work::Remote(r) => counters.shared_block(warp, pc, u64::from(r.bytes)),
+        Work::CopyArrive { .. } | Work::Taken => {}
+    }
 }
 
 /// Signals `bytes` to mbarriers, when all bytes have been written.

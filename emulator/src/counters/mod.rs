@@ -7,7 +7,8 @@
 //! * A **sector** is 32 bytes of global memory; a request of a warp counts the distinct sectors it touches.
 //! * A **wavefront** is one pass through the 32 banks of shared memory (4 bytes each). Accesses of 8 and 16 bytes per
 //!   lane are served in two and four groups of lanes. The excess over the least number that could serve the bytes is
-//!   counted as conflicts.
+//!   counted as conflicts. The copy engine moves 128 bytes per pass; `wgmma` reads B, and A where it comes from shared memory, once
+//!   per instruction and warpgroup.
 //! * **Distinct bytes** of global memory (what L2 has to fetch at least once) come from a set of 128-byte lines.
 
 mod report;
@@ -29,7 +30,8 @@ pub struct Count {
     pub bytes: u64,
     /// 32-byte sectors of global memory.
     pub sectors: u64,
-    /// Passes through the banks of shared memory, and how many of them a conflict-free layout would save.
+    /// Passes through the banks of shared memory, those of the copy engine and of the tensor core included, and how many
+    /// of them a conflict-free layout would save.
     pub wavefronts: u64,
     pub conflicts: u64,
     /// Multiply-adds on the tensor core count two.
@@ -39,7 +41,8 @@ pub struct Count {
 }
 
 impl Count {
-    fn add(&mut self, o: &Count) {
+    /// Adds another count to this one.
+    pub fn add(&mut self, o: &Count) {
         self.warps += o.warps;
         self.lanes += o.lanes;
         self.bytes += o.bytes;
@@ -156,8 +159,16 @@ impl Counters {
         c.sectors += bytes.div_ceil(32);
     }
 
-    pub fn tensor(&mut self, warp: u32, pc: u32, flops: u64) {
-        self.at(warp, pc).tensor_flops += flops;
+    /// The shared-memory side of a copy by the copy engine: 128 bytes per pass.
+    pub fn shared_block(&mut self, warp: u32, pc: u32, bytes: u64) {
+        self.at(warp, pc).wavefronts += bytes.div_ceil(128);
+    }
+
+    /// One warp's part of a matrix product, and the passes in which the tensor core reads operands from shared memory.
+    pub fn tensor(&mut self, warp: u32, pc: u32, flops: u64, wavefronts: u64) {
+        let c = self.at(warp, pc);
+        c.tensor_flops += flops;
+        c.wavefronts += wavefronts;
     }
 
     pub fn wait(&mut self, warp: u32, pc: u32) {

@@ -49,6 +49,7 @@ mod launch;
 mod link;
 mod memory;
 mod module;
+mod observe;
 mod process;
 mod queue;
 mod run;
@@ -61,6 +62,7 @@ mod work;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+pub use observe::{Counted, keep_counts, sample_clusters, take_counts};
 pub use run::take_findings;
 pub use table::{ffi, symbol, unsupported};
 

@@ -10,8 +10,13 @@ use std::time::Instant;
 use super::error::{Code, Error};
 use super::function::launch_error;
 use super::module::Kernel;
+use super::observe;
 use crate::check::Finding;
 use crate::device::{Device, Fault, LaunchConfig, LaunchError};
+use crate::memory::Arena;
+
+/// Fills with zeros from this size on give whole pages back instead of writing them.
+const LARGE_FILL: u64 = 1 << 20;
 
 /// One operation of a stream. Cheap to clone: graphs launch the same operation many times.
 #[derive(Clone)]
@@ -225,6 +230,31 @@ impl Copy {
 }
 
 impl Fill {
+    /// What is left of a fill with zeros after whole pages of device memory have been given back to the system: training
+    /// starts with zeroed tensors of gigabytes, most of which a sampled or short run never touches.
+    fn after_zeroed_pages(self, memory: &Arena) -> Fill {
+        let bytes = (self.width * self.element) as u64;
+        if self.value != 0 || self.height != 1 || self.element != 1 || bytes < LARGE_FILL {
+            return self;
+        }
+        match memory.zero_pages(self.address, bytes) {
+            Some((start, end)) => {
+                let head = Fill {
+                    width: (start - self.address) as usize,
+                    ..self
+                };
+                // SAFETY: the start of a range that was checked when the call was made.
+                unsafe { head.run() };
+                Fill {
+                    address: end,
+                    width: (self.address + bytes - end) as usize,
+                    ..self
+                }
+            }
+            None => self,
+        }
+    }
+
     /// Does it.
     ///
     /// # Safety
@@ -271,7 +301,10 @@ pub fn execute(work: &Work, device: &Device) -> Ended {
             let result = device.launch(program, call.config, &call.parameters, seed);
             print(&device.take_output());
             match result {
-                Ok(report) => return Ended::Well(report.findings),
+                Ok(report) => {
+                    observe::launched(program, call.config, &report);
+                    return Ended::Well(report.findings);
+                }
                 Err(LaunchError::Fault(fault)) => return Ended::Fault(code_of(&fault), fault),
                 Err(error) => return Ended::Refused(launch_error(error)),
             }
@@ -279,7 +312,7 @@ pub fn execute(work: &Work, device: &Device) -> Ended {
         // SAFETY: both ranges were checked when the call was made, and what is in use is not freed.
         Work::Copy(copy) => unsafe { copy.run() },
         // SAFETY: as for copies.
-        Work::Fill(fill) => unsafe { fill.run() },
+        Work::Fill(fill) => unsafe { fill.after_zeroed_pages(&device.memory).run() },
         Work::Host(call) => {
             // SAFETY: the caller of cuLaunchHostFunc promised a function that may be called so.
             unsafe { (call.function)(call.data as *mut core::ffi::c_void) };

@@ -152,6 +152,8 @@ impl Program {
 /// What all threads of a launch share.
 struct Shared {
     next: AtomicU64,
+    /// How many clusters to execute; less than all in a sample.
+    wanted: u64,
     /// Index of the first cluster that has failed; later ones need not start.
     failed: AtomicU64,
     results: Mutex<Results>,
@@ -262,12 +264,18 @@ impl Launch<'_> {
     }
 
     fn run(&self) -> Result<LaunchReport, LaunchError> {
+        let total = self.clusters();
+        let sample = match self.device.sample.load(Ordering::Relaxed) {
+            0 => total,
+            _ if self.program.communicates => total,
+            n => n.min(total),
+        };
         let shared = Shared {
             next: AtomicU64::new(0),
+            wanted: sample,
             failed: AtomicU64::new(u64::MAX),
             results: Mutex::default(),
         };
-        let total = self.clusters();
         if self.program.communicates {
             self.run_resident(&shared, total);
         } else {
@@ -276,7 +284,7 @@ impl Launch<'_> {
                 n => n,
             };
             let threads = wanted
-                .min(usize::try_from(total).unwrap_or(usize::MAX))
+                .min(usize::try_from(sample).unwrap_or(usize::MAX))
                 .max(1);
             std::thread::scope(|scope| {
                 for _ in 1..threads {
@@ -319,6 +327,8 @@ impl Launch<'_> {
                         findings,
                         operations: results.operations,
                         counters: results.counters,
+                        clusters: total,
+                        executed: sample,
                     }),
                 }
             }
@@ -330,7 +340,11 @@ impl Launch<'_> {
         let mut spare = None;
         loop {
             let i = shared.next.fetch_add(1, Ordering::Relaxed);
-            if i >= total || i > shared.failed.load(Ordering::Relaxed) {
+            if i >= shared.wanted {
+                return;
+            }
+            let i = sampled(i, shared.wanted, total);
+            if i > shared.failed.load(Ordering::Relaxed) {
                 return;
             }
             let seed = self.seed_of(i);
@@ -382,10 +396,40 @@ impl Launch<'_> {
     }
 }
 
+/// The cluster that is number `i` of a sample of `wanted` from `total`: one from each of `wanted` equal strata, at a place that the
+/// golden ratio spreads evenly, so that a sample shares no period with the grid.
+fn sampled(i: u64, wanted: u64, total: u64) -> u64 {
+    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+    let place = |i: u64| (u128::from(i) * u128::from(total) / u128::from(wanted)) as u64;
+    let (low, high) = (place(i), place(i + 1));
+    let fraction = i.wrapping_mul(GOLDEN);
+    low + ((u128::from(high - low) * u128::from(fraction)) >> 64) as u64
+}
+
 /// Lanes of warp `index` that exist in a block of `threads`.
 pub fn lanes_of(index: u32, threads: u32) -> u32 {
     match threads.saturating_sub(index * 32) {
         n if n >= 32 => FULL,
         n => (1 << n) - 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sampled;
+
+    #[test]
+    fn a_sample_is_ascending_without_repetition_and_whole_where_everything_is_wanted() {
+        for (wanted, total) in [(1, 1), (7, 7), (4, 132), (64, 6144), (61, 62), (5, 1 << 40)] {
+            let chosen: Vec<u64> = (0..wanted).map(|i| sampled(i, wanted, total)).collect();
+            assert!(chosen.is_sorted_by(|a, b| a < b), "{wanted} of {total}");
+            assert!(chosen.iter().all(|&c| c < total));
+        }
+        let columns: std::collections::HashSet<u64> =
+            (0..64).map(|i| sampled(i, 64, 6144) % 32).collect();
+        assert!(
+            columns.len() > 24,
+            "columns of a grid of 32 x 192: {columns:?}"
+        );
     }
 }

@@ -220,7 +220,7 @@ unsafe fn mma_sync(cx: &mut Cx, op: &Op) -> Flow {
     let (b, c) = rest.split_at(m.b_registers());
     let (warp, pc) = (cx.warp().index, cx.pc);
     if let Some(counters) = &mut cx.cluster().counters {
-        counters.tensor(warp, pc, (2 * 8 * m.m * m.k) as u64);
+        counters.tensor(warp, pc, (2 * 8 * m.m * m.k) as u64, 0);
     }
     // SAFETY: see above.
     unsafe {

@@ -226,6 +226,7 @@ unsafe fn try_issue(cx: &mut Cx, op: &Op) -> Result<Flow, Flow> {
             raw.set_fragment(w, r, lanes);
         }
     }
+    let from_shared = matches!(entry.a, SourceA::Descriptor(_));
     entry.agents[w] = agent;
     entry.issued |= 1 << w;
     let complete = entry.issued == 0b1111;
@@ -238,8 +239,11 @@ unsafe fn try_issue(cx: &mut Cx, op: &Op) -> Result<Flow, Flow> {
     }
     let warp = cx.warp().index;
     if let Some(counters) = &mut cx.cluster().counters {
-        // A quarter of the operation for each warp.
-        counters.tensor(warp, pc, (2 * 16 * mma.n * mma.depth) as u64);
+        // A quarter of the operation for each warp: 16 rows of A, of 32 bytes each. B is read once, for all four.
+        let a = if from_shared { 4 } else { 0 };
+        let b = if w == 0 { mma.n.div_ceil(4) } else { 0 };
+        let flops = (2 * 16 * mma.n * mma.depth) as u64;
+        counters.tensor(warp, pc, flops, (a + b) as u64);
     }
     advance(cx, group);
     Ok(Flow::Next)
