@@ -8,6 +8,11 @@ use birdie::model::parameters::{Bank, Group, Parameter, inventory};
 use birdie::recipe::{ProjectionOptimizer, Recipe, StorageType};
 
 #[derive(serde::Deserialize)]
+struct Policies {
+    policies: Vec<Published>,
+}
+
+#[derive(serde::Deserialize)]
 struct Published {
     recipe: String,
     parameters: usize,
@@ -68,9 +73,11 @@ fn optimizer(parameter: &Parameter) -> &'static str {
 
 #[test]
 fn the_five_recipes_have_the_published_parameters() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/inventory.json");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/all_P.json");
     let text = std::fs::read_to_string(path).expect("the fixture is part of the repository");
-    let published: Vec<Published> = serde_json::from_str(&text).expect("a list of inventories");
+    let Policies {
+        policies: published,
+    } = serde_json::from_str(&text).expect("a list of inventories");
     assert_eq!(published.len(), 5);
     for published in published {
         let recipe = recipe(&published.recipe);

@@ -1,8 +1,7 @@
-//! `birdie parity`: compares the device model with what the published code computes.
+//! `birdie parity`: compares the device model, the quantizers and the scoring with what the published code computes.
 
 use super::{Backend, DeviceArgs};
-use crate::failure::Failure;
-use crate::parity::run as case;
+use crate::parity::file::File;
 use anyhow::Result;
 use clap::Args;
 use std::path::PathBuf;
@@ -18,11 +17,17 @@ pub(super) struct ParityArgs {
     /// Lines of the table per case, the worst comparisons first; 0 = all.
     #[arg(long, default_value_t = 8)]
     rows: usize,
+    /// SentencePiece model of a scoring case; without it the one with the case's hash is looked for near the case.
+    #[arg(long, value_name = "FILE.model")]
+    tokenizer: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArgs,
 }
 
 pub(super) fn run(args: &ParityArgs, backend: Backend) -> Result<u8> {
+    // Every file is read before the first one runs: a mistake in the last one costs nothing.
+    let open = |path: &PathBuf| File::open(path, args.tokenizer.as_deref());
+    let files: Vec<File> = args.files.iter().map(open).collect::<Result<_>>()?;
     println!(
         "{}",
         (backend.device)(args.device.device, args.device.check)?
@@ -33,14 +38,8 @@ pub(super) fn run(args: &ParityArgs, backend: Backend) -> Result<u8> {
         args.rows
     };
     let mut off = 0;
-    for file in &args.files {
-        let tallies = case::run(file).map_err(|error| {
-            Failure::user(
-                "parity",
-                format!("{error:#}"),
-                "cases are described in src/parity/case.rs",
-            )
-        })?;
+    for file in &files {
+        let tallies = file.run()?;
         for tally in tallies {
             print!("{}", tally.report(rows));
             off += usize::from(!tally.passes());

@@ -69,6 +69,26 @@ pub fn plan_model(config: Config, recipe: &Recipe, ranks: usize) -> Result<Plann
 impl DeviceEngine {
     /// Allocates what was planned in the current context, and writes the initial weights.
     pub fn new(planned: Planned, what: &str) -> Result<Self> {
+        let mut engine = Self::allocate(planned, what)?;
+        engine.initialise()?;
+        Ok(engine)
+    }
+
+    /// The same with weights that are given: every parameter of the model.
+    pub fn with_weights(planned: Planned, what: &str, weights: &[NamedTensor]) -> Result<Self> {
+        let mut engine = Self::allocate(planned, what)?;
+        let parameters = &engine.network.layout.parameters;
+        if let Some(p) = parameters
+            .iter()
+            .find(|p| !weights.iter().any(|w| w.name == p.name))
+        {
+            anyhow::bail!("no weights for {}", p.name);
+        }
+        engine.import(weights)?;
+        Ok(engine)
+    }
+
+    fn allocate(planned: Planned, what: &str) -> Result<Self> {
         let Planned {
             network,
             optimizer,
@@ -77,7 +97,7 @@ impl DeviceEngine {
         let device = Device::new(&plan, what)?;
         let ids = network.exchange.tokens.elements as usize;
         let locked = || LockedBuffer::new(&0u16, ids).map_err(DriverError::from);
-        let mut engine = Self {
+        let engine = Self {
             staging: [locked()?, locked()?],
             network,
             optimizer,
@@ -88,7 +108,6 @@ impl DeviceEngine {
         };
         let seq_len = engine.network.sizes.train.seq_len;
         engine.write_rope(engine.network.exchange.rope, seq_len)?;
-        engine.initialise()?;
         Ok(engine)
     }
 

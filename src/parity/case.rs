@@ -1,13 +1,33 @@
 //! The file format of a parity case.
 //!
-//! Unknown keys are ignored: files carry comments for people. Missing keys that a kind of case needs are errors when it is run.
+//! Unknown keys are ignored, since files carry comments for people, with one exception: an unknown switch of `model` that is not
+//! off would be a technique that birdie does not know, and is refused.
 
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::rule;
+use crate::failure::Failure;
+
+/// Sizes beyond these are mistakes, not models: refused before anything is computed from them.
+const MOST_SIZE: usize = 1 << 16;
+const MOST_TOKENS: usize = 1 << 24;
+const MOST_WEIGHTS: usize = 1 << 29;
+
+/// Keys of `model` that follow from others, or that every recipe has alike.
+const DERIVED: [&str; 7] = [
+    "mlp_mult",
+    "decoder_layers",
+    "encoder_layers",
+    "recycle_repeats",
+    "xsa_last_n",
+    "qat_targets",
+    "tie_embeddings",
+];
 
 /// A model case: `A`, `B`, `F`, `N`, `QAT` (one forward and backward), or `E` (optimizer steps).
 #[derive(Debug, Clone, Deserialize)]
@@ -67,6 +87,8 @@ pub struct Model {
     pub banked: bool,
     pub qat: bool,
     pub passes: Vec<Pass>,
+    #[serde(flatten)]
+    pub other: BTreeMap<String, Value>,
 }
 
 /// One application of a layer.
@@ -107,7 +129,25 @@ pub enum Mean {
     PerRow(Vec<f64>),
 }
 
+/// Elements of a shape; `None` where they are beyond counting.
+pub fn elements(shape: &[usize]) -> Option<usize> {
+    shape
+        .iter()
+        .try_fold(1usize, |n, &size| n.checked_mul(size))
+}
+
 impl Weight {
+    /// The rule can make it.
+    pub(super) fn is_sound(&self) -> bool {
+        let means_fit = match &self.mean {
+            Mean::One(mean) => mean.is_finite(),
+            Mean::PerRow(means) => {
+                self.shape.first() == Some(&means.len()) && means.iter().all(|m| m.is_finite())
+            }
+        };
+        means_fit && self.std.is_finite()
+    }
+
     /// The values of the rule; every one is exact in bf16.
     pub fn values(&self, seed: u64) -> Vec<f32> {
         match &self.mean {
@@ -203,42 +243,129 @@ impl Case {
         Ok(case)
     }
 
-    fn check(&self) -> Result<()> {
-        let model = &self.model;
-        if self.batch == 0 || self.seq_len == 0 || model.passes.is_empty() {
-            bail!("batch, seq_len and passes must not be empty");
+    /// Refuses what cannot be a model, in one line with a hint.
+    pub(super) fn check(&self) -> Result<()> {
+        let refuse = |why: String, hint: &str| -> Result<()> {
+            Err(Failure::user(format!("{} {}", self.recipe, self.case), why, hint).into())
+        };
+        const MODEL: &str = "see `Model` in src/parity/case.rs";
+        let m = &self.model;
+        let is_off = |value: &Value| match value {
+            Value::Null | Value::Bool(false) => true,
+            Value::Number(n) => n.as_f64() == Some(0.0),
+            Value::String(s) => s.is_empty(),
+            Value::Array(list) => list.is_empty(),
+            _ => false,
+        };
+        for (key, value) in &m.other {
+            if !DERIVED.contains(&key.as_str()) && !is_off(value) {
+                return refuse(
+                    format!("model.{key} = {value} is a switch that birdie does not know"),
+                    "a comment belongs outside `model`",
+                );
+            }
         }
-        if model.num_kv_heads == 0 || !model.num_heads.is_multiple_of(model.num_kv_heads) {
-            bail!(
-                "{} heads cannot share {} KV heads",
-                model.num_heads,
-                model.num_kv_heads
+        if m.other.get("tie_embeddings") == Some(&Value::Bool(false)) {
+            return refuse(
+                "model.tie_embeddings = false".into(),
+                "the head is the embedding",
             );
         }
-        for pass in &model.passes {
-            if pass.layer >= model.num_layers
-                || pass.skip_from.is_some_and(|l| l >= model.num_layers)
-            {
-                bail!(
-                    "pass {} names a layer beyond {}",
-                    pass.name,
-                    model.num_layers
+        let sizes = [
+            ("vocab_size", m.vocab_size),
+            ("num_layers", m.num_layers),
+            ("model_dim", m.model_dim),
+            ("num_heads", m.num_heads),
+            ("num_kv_heads", m.num_kv_heads),
+            ("head_dim", m.head_dim),
+            ("mlp_hidden", m.mlp_hidden),
+            ("batch", self.batch),
+            ("seq_len", self.seq_len),
+            ("passes", m.passes.len()),
+        ];
+        for (key, size) in sizes {
+            if !(1..=MOST_SIZE).contains(&size) {
+                return refuse(
+                    format!("{key} = {size} is not between 1 and {MOST_SIZE}"),
+                    MODEL,
+                );
+            }
+        }
+        for (key, size) in [
+            ("bigram_buckets", m.bigram_buckets),
+            ("bigram_dim", m.bigram_dim),
+            ("ve_dim", m.ve_dim),
+            ("rope_dims", m.rope_dims),
+        ] {
+            if size > MOST_SIZE {
+                return refuse(format!("{key} = {size} is above {MOST_SIZE}"), MODEL);
+            }
+        }
+        if self.batch * self.seq_len > MOST_TOKENS {
+            return refuse(
+                format!(
+                    "{} x {} tokens are above {MOST_TOKENS}",
+                    self.batch, self.seq_len
+                ),
+                "cases are small",
+            );
+        }
+        if !m.num_heads.is_multiple_of(m.num_kv_heads) {
+            return refuse(
+                format!(
+                    "{} heads cannot share {} KV heads",
+                    m.num_heads, m.num_kv_heads
+                ),
+                "num_kv_heads divides num_heads",
+            );
+        }
+        for pass in &m.passes {
+            if pass.layer >= m.num_layers || pass.skip_from.is_some_and(|l| l >= m.num_layers) {
+                return refuse(
+                    format!("pass {} names a layer beyond {}", pass.name, m.num_layers),
+                    MODEL,
                 );
             }
             if pass.skip_weight.is_some() != pass.skip_from.is_some() {
-                bail!("pass {} has half a skip", pass.name);
+                return refuse(
+                    format!("pass {} has half a skip", pass.name),
+                    "skip_weight and skip_from belong together",
+                );
             }
         }
+        if self.optimizer.is_some() == self.steps.is_empty() {
+            return refuse(
+                "steps without optimizer, or the other way round".into(),
+                "see `Case` in src/parity/case.rs",
+            );
+        }
+        self.check_weights()
+    }
+
+    fn check_weights(&self) -> Result<()> {
+        let mut names = HashSet::new();
+        let mut total = 0usize;
         for weight in &self.weights {
-            if let Mean::PerRow(means) = &weight.mean
-                && weight.shape.first() != Some(&means.len())
-            {
-                bail!(
-                    "{}: {} means for shape {:?}",
-                    weight.name,
-                    means.len(),
+            let refuse = |why: String| {
+                let what = format!("weight {}", weight.name);
+                Err(Failure::user(what, why, "see `Weight` in src/parity/case.rs").into())
+            };
+            let count = elements(&weight.shape).unwrap_or(usize::MAX);
+            total = total.saturating_add(count);
+            if total > MOST_WEIGHTS {
+                return refuse(format!(
+                    "shape {:?}: more than {MOST_WEIGHTS} weights in all",
                     weight.shape
-                );
+                ));
+            }
+            if !names.insert(&weight.name) {
+                return refuse("it is there twice".into());
+            }
+            if !weight.is_sound() {
+                return refuse(format!(
+                    "mean and std of shape {:?}: one finite mean, or one for each row",
+                    weight.shape
+                ));
             }
         }
         Ok(())

@@ -7,7 +7,7 @@
 //!
 //! More exact arithmetic is held to a smaller [`Tolerance`]: the same rule with z divided.
 
-use super::case::{Step, Summary};
+use super::case::{Step, Summary, elements};
 use super::rule;
 
 /// How closely a computation must agree.
@@ -51,6 +51,8 @@ pub struct Row {
     pub expected: f64,
     pub got: f64,
     pub tolerance: f64,
+    /// Expected and got, where they are no numbers. The numbers are then 0 and 0, or 0 and 1 if the texts differ.
+    pub texts: Option<[String; 2]>,
 }
 
 impl Row {
@@ -94,6 +96,11 @@ impl Tally {
         Self::new(title, 1.0 / 500.0)
     }
 
+    /// For what has to agree to the last comparison: integers, codes, texts, and floats within their own tolerance.
+    pub fn exact(title: impl Into<String>) -> Self {
+        Self::new(title, 0.0)
+    }
+
     /// For an optimizer step: AdamW turns a gradient near zero into a full step of either sign, so 1 in 100 may miss.
     pub fn step(title: impl Into<String>) -> Self {
         Self::new(title, 1.0 / 100.0)
@@ -121,7 +128,41 @@ impl Tally {
             expected,
             got,
             tolerance,
+            texts: None,
         });
+    }
+
+    /// A text that has to agree.
+    pub fn require_text(
+        &mut self,
+        quantity: impl Into<String>,
+        expected: impl Into<String>,
+        got: impl Into<String>,
+    ) {
+        let texts = [expected.into(), got.into()];
+        self.strict.push(Row {
+            quantity: quantity.into(),
+            expected: 0.0,
+            got: f64::from(u8::from(texts[0] != texts[1])),
+            tolerance: 0.0,
+            texts: Some(texts),
+        });
+    }
+
+    /// An integer that has to agree.
+    pub fn require_count(&mut self, quantity: impl Into<String>, expected: i64, got: i64) {
+        self.require(quantity, expected as f64, got as f64, 0.0);
+    }
+
+    /// A float that has to agree within a share of itself.
+    pub fn require_close(
+        &mut self,
+        quantity: impl Into<String>,
+        expected: f64,
+        got: f64,
+        relative: f64,
+    ) {
+        self.require(quantity, expected, got, relative * expected.abs());
     }
 
     fn push(&mut self, quantity: String, expected: f64, got: f64, tolerance: f64) {
@@ -130,16 +171,29 @@ impl Tally {
             expected,
             got,
             tolerance,
+            texts: None,
         });
     }
 
     /// Compares the tensor `got` with `expected`; `seed` is the case's.
     pub fn tensor(&mut self, seed: u64, expected: &Summary, got: &[f64], tolerance: Tolerance) {
+        self.tensor_as(&expected.name, seed, expected, got, tolerance);
+    }
+
+    /// The same under another name in the table; signs and positions are still those of the summary's name.
+    pub fn tensor_as(
+        &mut self,
+        title: &str,
+        seed: u64,
+        expected: &Summary,
+        got: &[f64],
+        tolerance: Tolerance,
+    ) {
         let name = &expected.name;
-        let count: usize = expected.shape.iter().product();
+        let count = elements(&expected.shape).unwrap_or(usize::MAX);
         if got.len() != count {
             self.require(
-                format!("{name} elements"),
+                format!("{title} elements"),
                 count as f64,
                 got.len() as f64,
                 0.0,
@@ -149,16 +203,16 @@ impl Tally {
         let z = tolerance.z(expected);
         let l2 = got.iter().map(|x| x * x).sum::<f64>().sqrt();
         let l2_bound = if count < 64 { 5.0 * z } else { z };
-        self.push(format!("{name} l2"), expected.l2, l2, l2_bound);
+        self.push(format!("{title} l2"), expected.l2, l2, l2_bound);
         for (j, &sum) in expected.signs.iter().enumerate() {
             let computed = rule::signed_sum(seed, name, j, got);
-            self.push(format!("{name} signs[{j}]"), sum, computed, 5.0 * z);
+            self.push(format!("{title} signs[{j}]"), sum, computed, 5.0 * z);
         }
         let positions = rule::positions(seed, name, count, expected.samples.len());
         for (&position, &sample) in positions.iter().zip(&expected.samples) {
             let bound =
                 (12.0 * z / (count as f64).sqrt()).max(tolerance.sample_relative * sample.abs());
-            self.push(format!("{name}[{position}]"), sample, got[position], bound);
+            self.push(format!("{title}[{position}]"), sample, got[position], bound);
         }
     }
 
@@ -209,11 +263,13 @@ impl Tally {
             "quantity", "expected", "got", "error", "tolerance"
         );
         for row in self.worst().into_iter().take(limit) {
+            let [expected, got] = row
+                .texts
+                .clone()
+                .unwrap_or_else(|| [row.expected, row.got].map(|x| format!("{x:.8e}")));
             text += &format!(
-                "  {:<44} {:>15.8e} {:>15.8e} {:>11.3e} {:>11.3e}  {}\n",
+                "  {:<44} {expected:>15} {got:>15} {:>11.3e} {:>11.3e}  {}\n",
                 row.quantity,
-                row.expected,
-                row.got,
                 row.error(),
                 row.tolerance,
                 if row.passes() { "ok" } else { "off" },

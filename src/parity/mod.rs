@@ -12,10 +12,19 @@
 //! - [`recipe`] finds the recipe that a case describes, [`run`] runs a case on the device.
 //!
 //! Nothing here computes a model: the device model and the f64 reference of the tests are both judged through this module.
+//!
+//! What the recipes have in common has files of its own, each with a format of its own: [`quantizers`] (`all_Q`), [`scoring`]
+//! (`all_V`: tokenizer, bytes, windows), [`newton_schulz`] (`all_M`, on the device), [`storage`] (`all_P`: every tensor of the
+//! full-size models). [`file`] reads any of them, finds out which it is, and runs it.
 
 pub mod case;
 pub mod compare;
+pub mod file;
 pub mod judge;
+pub mod newton_schulz;
+pub mod quantizers;
 pub mod recipe;
 pub mod rule;
 pub mod run;
+pub mod scoring;
+pub mod storage;

@@ -3,12 +3,58 @@
 use anyhow::{Result, ensure};
 
 use super::case::{Case, PassKind};
+use crate::failure::Failure;
 use crate::model::config::{Before, Config, FakeQuantize};
+use crate::model::parameters::inventory;
 use crate::recipe::{LateQat, ProjectionOptimizer, Recipe, StorageType};
 
 /// A recipe with the case's sizes, switches and optimizer settings, and the model it describes. A case whose layer passes are not
 /// those that the recipe gives is refused: then its switches mean something that birdie does not know.
 pub fn recipe(case: &Case) -> Result<(Recipe, Config)> {
+    let (recipe, config) = described(case).map_err(|error| {
+        error.downcast::<Failure>().unwrap_or_else(|error| {
+            let hint = "birdie knows the models of the five recipes, at any size";
+            Failure::user(
+                format!("{} {}", case.recipe, case.case),
+                format!("{error:#}"),
+                hint,
+            )
+        })
+    })?;
+    check_names(case, &config, &recipe)?;
+    Ok((recipe, config))
+}
+
+/// The case gives every parameter of the model, and no other.
+fn check_names(case: &Case, config: &Config, recipe: &Recipe) -> Result<()> {
+    let parameters = inventory(config, recipe);
+    let refuse = |name: &str, why: String| {
+        let hint = "weights has every parameter of the model once, under its published name";
+        Err(Failure::user(format!("weight {name}"), why, hint).into())
+    };
+    for parameter in &parameters {
+        match case.weights.iter().find(|w| w.name == parameter.name) {
+            None => return refuse(&parameter.name, "the case does not give it".into()),
+            Some(weight) if weight.shape != parameter.shape => {
+                return refuse(
+                    &parameter.name,
+                    format!(
+                        "shape {:?}, the model has {:?}",
+                        weight.shape, parameter.shape
+                    ),
+                );
+            }
+            Some(_) => {}
+        }
+    }
+    let unknown = |w: &&super::case::Weight| !parameters.iter().any(|p| p.name == w.name);
+    match case.weights.iter().find(unknown) {
+        Some(weight) => refuse(&weight.name, "the model has no such parameter".into()),
+        None => Ok(()),
+    }
+}
+
+fn described(case: &Case) -> Result<(Recipe, Config)> {
     let model = &case.model;
     ensure!(
         model.mlp_hidden.is_multiple_of(model.model_dim),
@@ -83,12 +129,12 @@ pub fn recipe(case: &Case) -> Result<(Recipe, Config)> {
             optimizer.world_size,
             optimizer.grad_accum_steps
         );
-        recipe.matrix_lr = muon.lr;
+        recipe.matrix_lr = muon.lr * optimizer.lr_scale;
         recipe.muon_wd = muon.weight_decay;
         recipe.muon_backend_steps = muon.newton_schulz_steps;
         recipe.muon_momentum_dtype = storage(&muon.momentum_dtype)?;
-        recipe.tied_embed_lr = tables.lr;
-        recipe.scalar_lr = scalars.lr;
+        recipe.tied_embed_lr = tables.lr * optimizer.lr_scale;
+        recipe.scalar_lr = scalars.lr * optimizer.lr_scale;
         ensure!(
             tables.weight_decay == scalars.weight_decay,
             "the two AdamW groups have different weight decays"

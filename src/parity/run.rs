@@ -1,31 +1,27 @@
 //! Runs parity cases on the device.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::case::Case;
 use super::compare::{Tally, Tolerance};
 use super::judge::{self, Outcome, Tensors};
 use super::recipe::recipe;
+use crate::arena::size;
+use crate::driver::{self, DriverKind};
+use crate::failure::Failure;
 use crate::model::engine::{DeviceEngine, plan_model};
 use crate::recipe::Recipe;
 use crate::train::engine::{Element, Engine, NamedTensor, Rates, StepInputs, Weights};
 
 /// Everything that a model case compares, in the order in which it comes up: one tally, or one per optimizer step and one for
-/// the moving average.
-pub fn run(path: &Path) -> Result<Vec<Tally>> {
-    let case = Case::read(path)?;
-    run_case(&case).with_context(|| path.display().to_string())
-}
-
-/// The same for a case in memory. A driver must have been chosen.
+/// the moving average. A driver must have been chosen.
 pub fn run_case(case: &Case) -> Result<Vec<Tally>> {
     let (recipe, config) = recipe(case)?;
     let planned = plan_model(config, &recipe, 1)?;
-    let mut engine = DeviceEngine::new(planned, &recipe.name)?;
-    engine.import(&case_weights(case))?;
+    check_host_memory(case, planned.plan.total())?;
+    let mut engine = DeviceEngine::with_weights(planned, &recipe.name, &case_weights(case))?;
     if case.optimizer.is_some() {
         steps(case, &recipe, &mut engine)
     } else {
@@ -39,6 +35,33 @@ pub fn run_case(case: &Case) -> Result<Vec<Tally>> {
         };
         Ok(vec![judge::outcome(case, &outcome, Tolerance::BF16)])
     }
+}
+
+/// The emulator's device memory is the host's: what is not there would end the process, not the allocation.
+fn check_host_memory(case: &Case, bytes: u64) -> Result<()> {
+    let emulated = driver::active().is_some_and(|info| info.kind == DriverKind::Emulator);
+    let available = available_memory().unwrap_or(u64::MAX);
+    if emulated && bytes > available {
+        return Err(Failure::user(
+            format!("{} {}", case.recipe, case.case),
+            format!(
+                "the model needs {} and this machine has {} free for an emulated device",
+                size(bytes),
+                size(available)
+            ),
+            "use a smaller case, or a GPU",
+        )
+        .into());
+    }
+    Ok(())
+}
+
+/// What Linux believes it could still hand out.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib * 1024)
 }
 
 /// The case's weights under their published names.
