@@ -179,6 +179,109 @@ fn an_output_folder_that_cannot_be_made() {
     assert!(text.contains("folder file/run: Not a directory"), "{text}");
 }
 
+/// Starts a run and presses Ctrl-C when a line of its log begins with `at`; returns exit code and standard error.
+#[cfg(unix)]
+fn interrupted(folder: &Path, arguments: &[&str], at: &str) -> (Option<i32>, String) {
+    use std::io::{BufRead, BufReader, Read};
+    let mut child = Command::new(env!("CARGO_BIN_EXE_birdie"))
+        .current_dir(folder)
+        .args(arguments)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let seen = lines.any(|line| line.unwrap().starts_with(at));
+    assert!(seen, "no line starts with {at}");
+    let pid = child.id().to_string();
+    let sent = Command::new("kill").args(["-INT", &pid]).status().unwrap();
+    assert!(sent.success());
+    // The rest is read so that the program never waits for us.
+    let rest = std::thread::spawn(move || lines.map_while(Result::ok).collect::<Vec<_>>());
+    let mut text = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut text)
+        .unwrap();
+    let status = child.wait().unwrap();
+    text += &rest.join().unwrap().join("\n");
+    (status.code(), text)
+}
+
+/// Ctrl-C while training, again while scoring, and each time the run goes on from where it was.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    let small = [
+        "--device",
+        "emu",
+        "--out",
+        "run",
+        "--set",
+        "val_tokens_limit=8192",
+        "--set",
+        "val_loss_every=0",
+    ];
+    let train = |more: &[&'static str]| [&["train", "demo"][..], more, &small].concat();
+    let (code, text) = interrupted(here, &train(&["--set", "iterations=200"]), "step:2/");
+    assert_eq!(code, Some(130), "{text}");
+    assert!(text.contains("stopping after this step"), "{text}");
+    assert!(
+        text.contains("continue with: birdie train demo --resume --out run"),
+        "{text}"
+    );
+    let resume = train(&["--resume", "--set", "iterations=5"]);
+    let (code, text) = interrupted(here, &resume, "DIAGNOSTIC post_ema");
+    assert_eq!(code, Some(130), "{text}");
+    assert!(text.contains("continue with: birdie train demo"), "{text}");
+    let output = birdie(here, &resume, &[]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.contains("the model is"), "{text}");
+    let left: Vec<_> = here.join("run").read_dir().unwrap().flatten().collect();
+    assert!(
+        left.iter()
+            .all(|file| !file.file_name().to_string_lossy().ends_with(".part")),
+        "{left:?}"
+    );
+}
+
+#[test]
+fn a_plan_that_does_not_fit_is_refused_after_it_is_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let dry_run = |more: &[&str], environment: &[(&str, &str)]| {
+        let arguments = ["train", "657", "--dry-run", "--device", "emu"];
+        let output = birdie(folder.path(), &[&arguments, more].concat(), environment);
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    // 19 GiB: too much for the host of this emulated device, not for the device it stands for.
+    let (code, text, _) = dry_run(&[], &[("BIRDIE_EMU_MEMORY", "8000000000")]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("fits into an H100 80GB"), "{text}");
+    assert!(
+        text.contains("DOES NOT FIT into the emulated device: 7.4"),
+        "{text}"
+    );
+    let (code, text, error) = dry_run(&["--set", "grad_accum_steps=1"], &[]);
+    assert_eq!(code, Some(2), "{text}");
+    assert!(
+        text.contains("activations") && text.contains("DOES NOT FIT into an H100 80GB"),
+        "{text}"
+    );
+    assert!(
+        error.contains("of device memory") && error.contains("hint: "),
+        "{error}"
+    );
+}
+
 #[test]
 fn help_and_version_are_no_errors() {
     let folder = tempfile::tempdir().unwrap();

@@ -100,11 +100,16 @@ fn ids(count: usize, start: usize) -> (Vec<u16>, Vec<u16>) {
 }
 
 fn step(engine: &mut DeviceEngine, index: usize) -> StepOutput {
+    step_ahead(engine, index, None)
+}
+
+fn step_ahead(engine: &mut DeviceEngine, index: usize, ahead: Option<[&[u16]; 2]>) -> StepOutput {
     let (tokens, targets) = ids(96, 96 * index);
     engine
         .step(&StepInputs {
             tokens: &tokens,
             targets: &targets,
+            ahead,
             micro_steps: 2,
             rates: Rates {
                 matrix_lr: 0.02,
@@ -137,6 +142,33 @@ fn a_replayed_graph_and_eager_launches_leave_the_same_bits() {
         state_after(&mut eager, 0..2)
     );
     assert_eq!((replayed.captured(), eager.captured()), (Some(1), None));
+}
+
+/// Tokens that travelled during the step before, tokens that did not, and an announcement that was not kept.
+#[test]
+fn what_is_announced_changes_no_bit() {
+    let recipe = tiny();
+    let mut plain = engine(&recipe);
+    let expected = state_after(&mut plain, 0..3);
+    let mut announced = engine(&recipe);
+    // Step 1 is what step 0 announces; step 2 is not what step 1 announces.
+    for (index, next) in [(0, 1), (1, 5), (2, 3)] {
+        let (tokens, targets) = ids(96, 96 * next);
+        step_ahead(&mut announced, index, Some([&tokens, &targets]));
+    }
+    assert_eq!(announced.save_state().unwrap(), expected);
+    // Scoring in between takes the slots over.
+    let (tokens, targets) = ids(480, 0);
+    let scores = announced.score(&tokens, &targets, 24, Logits::F32).unwrap();
+    assert_eq!(
+        scores,
+        plain.score(&tokens, &targets, 24, Logits::F32).unwrap()
+    );
+    assert_eq!(step(&mut announced, 3), step(&mut plain, 3));
+    let (mut wrong, targets) = ids(96, 0);
+    wrong[7] = 64;
+    let error = announced.score(&wrong, &targets, 24, Logits::F32);
+    assert!(error.unwrap_err().to_string().contains("token 64"));
 }
 
 #[test]

@@ -19,8 +19,11 @@ fn the_full_size_recipe_fits_one_of_eight_80_gb_devices() {
         (26_900_000 * 4 - 2_000_000..27_200_000 * 4).contains(&parameters),
         "{parameters}"
     );
-    let text = planned.plan.report(Some(80 * GIB), true);
-    assert!(text.contains("fits in 80.00 GiB") && text.contains("pass 10: mlp activated"));
+    let text = planned.plan.report(&[("80 GiB", 80 * GIB)], true);
+    assert!(
+        text.contains("fits into 80 GiB: 80.00 GiB free")
+            && text.contains("pass 10: mlp activated")
+    );
 }
 
 #[test]

@@ -103,6 +103,35 @@ impl Memory {
         Ok(started.map_err(DriverError::from)?)
     }
 
+    /// Starts a copy into page-locked values, in order with the stream's work. They are there when the stream has come past it.
+    ///
+    /// # Panics
+    /// If the sizes differ.
+    pub fn fetch<T: Pod>(&self, tensor: Tensor, locked: &mut [T], stream: &Stream) -> Result<()> {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(locked);
+        assert_eq!(
+            bytes.len() as u64,
+            tensor.bytes(),
+            "a copy fills its destination"
+        );
+        let place = self.bytes_of(tensor);
+        // SAFETY: the caller leaves the destination alone until the stream has come past the copy.
+        let started = unsafe { place.async_copy_to(bytes, stream) };
+        Ok(started.map_err(DriverError::from)?)
+    }
+
+    /// Starts a copy between tensors of one size, in order with the stream's work.
+    ///
+    /// # Panics
+    /// If the sizes differ.
+    pub fn copy(&self, to: Tensor, from: Tensor, stream: &Stream) -> Result<()> {
+        assert_eq!(to.bytes(), from.bytes(), "a copy fills its tensor");
+        let mut place = self.bytes_of(to);
+        // SAFETY: both lie in this memory and do not overlap: tensors of a plan never do.
+        let started = unsafe { place.async_copy_from(&self.bytes_of(from), stream) };
+        Ok(started.map_err(DriverError::from)?)
+    }
+
     /// Copies plain values into a tensor of the same size.
     pub fn write<T: Pod>(&self, tensor: Tensor, values: &[T]) -> Result<()> {
         self.write_bytes(tensor, bytemuck::cast_slice(values))

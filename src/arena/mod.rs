@@ -216,20 +216,21 @@ impl Plan {
         .into())
     }
 
-    /// A table of regions; with `tensors`, of every tensor below it.
-    pub fn report(&self, free: Option<u64>, tensors: bool) -> String {
+    /// A table of regions and whether they fit into each of `places` (a name and its free bytes); with `tensors`, of every tensor
+    /// below it.
+    pub fn report(&self, places: &[(&str, u64)], tensors: bool) -> String {
         let mut text = String::new();
         for region in Region::ALL {
             text += &format!("{:<14} {:>12}\n", region.name(), size(self.bytes(region)));
         }
         text += &format!("{:<14} {:>12}", "total", size(self.total()));
-        if let Some(free) = free {
-            let verdict = if self.total() <= free {
-                "fits"
+        for (name, free) in places {
+            let verdict = if self.total() <= *free {
+                "fits into"
             } else {
-                "DOES NOT FIT"
+                "DOES NOT FIT into"
             };
-            text += &format!("  {verdict} in {}", size(free));
+            text += &format!("\n  {verdict} {name}: {} free", size(*free));
         }
         text.push('\n');
         if !tensors {
@@ -308,6 +309,9 @@ mod tests {
                 && error.contains("activations"),
             "{error}"
         );
-        assert!(plan.report(Some(1), true).contains("DOES NOT FIT"));
+        assert!(
+            plan.report(&[("a toy", 1)], true)
+                .contains("DOES NOT FIT into a toy")
+        );
     }
 }

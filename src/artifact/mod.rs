@@ -287,7 +287,13 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         .parent()
         .filter(|p| !p.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
-    let mut temporary = tempfile::NamedTempFile::new_in(folder).map_err(refuse)?;
+    // Left behind only by a program that is killed here; the name says what it was.
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let mut temporary = tempfile::Builder::new()
+        .prefix(&format!(".{name}."))
+        .suffix(".part")
+        .tempfile_in(folder)
+        .map_err(refuse)?;
     temporary.write_all(bytes).map_err(refuse)?;
     temporary.as_file().sync_all().map_err(refuse)?;
     temporary

@@ -45,7 +45,7 @@ pub fn run(args: &DoctorArgs, backend: Backend) -> Result<u8> {
     }
     let loaded = recipe::load(&args.recipe, std::iter::empty(), &[])?;
     say(&format!("memory plan of {}:", loaded.recipe.name));
-    say((backend.plan)(&loaded.recipe, false)?.trim_end());
+    say((backend.plan)(&loaded.recipe, false)?.report.trim_end());
     Ok(0)
 }
 

@@ -32,8 +32,16 @@ pub struct Backend {
     pub device: fn(DeviceChoice, bool) -> Result<String>,
     /// Builds the model and its optimizer on the device.
     pub build: fn(&Recipe) -> Result<Box<dyn Engine>>,
-    /// The memory plan of a recipe as text; with `true` tensor by tensor.
-    pub plan: fn(&Recipe, bool) -> Result<String>,
+    /// The memory plan of a recipe on the open device; with `true` tensor by tensor.
+    pub plan: fn(&Recipe, bool) -> Result<MemoryPlan>,
+}
+
+/// What a model would need of a device's memory.
+pub struct MemoryPlan {
+    /// A table, with the verdict in its last line.
+    pub report: String,
+    /// The error that building the model on a GPU would end in. The emulated device may be smaller: its memory is the host's.
+    pub fits: Result<()>,
 }
 
 #[derive(Parser)]

@@ -9,7 +9,15 @@ fn toy() -> Backend {
     Backend {
         device: |_, _| Ok("device: toy".into()),
         build: |recipe| Ok(Box::new(Toy::new(recipe.vocab_size))),
-        plan: |recipe, tensors| Ok(format!("plan of {} {tensors}", recipe.name)),
+        plan: |recipe, tensors| {
+            Ok(MemoryPlan {
+                report: format!("plan of {} {tensors}", recipe.name),
+                fits: match recipe.num_layers {
+                    99 => Err(Failure::user("plan", "too large", "make it smaller").into()),
+                    _ => Ok(()),
+                },
+            })
+        },
     }
 }
 
@@ -203,9 +211,11 @@ fn a_model_that_diverges_ends_with_code_four() {
 }
 
 #[test]
-fn printing_needs_no_device() {
+fn printing_trains_nothing() {
     assert_eq!(birdie(&["train", "--print-config"]), Ok(0));
     assert_eq!(birdie(&["train", "--dry-run", "--tensors"]), Ok(0));
+    let error = birdie(&["train", "--dry-run", "--set", "num_layers=99"]).unwrap_err();
+    assert!(error.contains("too large"), "{error}");
     assert_eq!(birdie(&["recipe"]), Ok(0));
     assert_eq!(birdie(&["recipe", "--reference"]), Ok(0));
 }

@@ -13,8 +13,8 @@ use crate::train::score::{Finish, Finished, check_support, finish};
 use anyhow::{Context, Result};
 use clap::Args;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 /// Files of a run's folder.
@@ -60,7 +60,7 @@ pub struct TrainArgs {
     /// Print every key, its value and where the value came from, and stop.
     #[arg(long)]
     print_config: bool,
-    /// Print the memory plan and stop; nothing is allocated.
+    /// Print the memory plan and whether it fits the device, and stop; nothing is allocated.
     #[arg(long)]
     dry_run: bool,
     /// With --dry-run: tensor by tensor.
@@ -80,8 +80,10 @@ pub fn run(args: &TrainArgs, backend: Backend) -> Result<u8> {
     }
     let recipe = &loaded.recipe;
     if args.dry_run {
-        crate::train::log::say((backend.plan)(recipe, args.tensors)?.trim_end());
-        return Ok(0);
+        crate::train::log::say(&(backend.device)(args.device.device, args.device.check)?);
+        let plan = (backend.plan)(recipe, args.tensors)?;
+        crate::train::log::say(plan.report.trim_end());
+        return plan.fits.map(|()| 0);
     }
     let shape = batch_shape(recipe, 1, 0)?;
     let folder = choose_folder(args, recipe)?;
@@ -119,7 +121,7 @@ pub fn run(args: &TrainArgs, backend: Backend) -> Result<u8> {
         validation,
         ..
     } = data;
-    let stop = stop_flag()?;
+    let interrupt = Interrupt::install()?;
     let checkpoint = folder.join(CHECKPOINT);
     let run = Run {
         recipe,
@@ -127,19 +129,22 @@ pub fn run(args: &TrainArgs, backend: Backend) -> Result<u8> {
         validation: &validation.tokens,
         table: &validation.bytes,
         checkpoint: Some(&checkpoint),
-        stop: &stop,
+        stop: &interrupt.asked,
     };
     let outcome = train(&run, engine.as_mut(), stream, shape, from, &mut reporter)?;
     draw_curve(&folder, recipe)?;
+    let farewell = format!(
+        "interrupted after step {}; continue with: birdie train {} --resume --out {}",
+        outcome.progress.step,
+        args.recipe,
+        folder.display()
+    );
     if outcome.interrupted {
-        reporter.line(format!(
-            "interrupted after step {}; continue with: birdie train {} --resume --out {}",
-            outcome.progress.step,
-            args.recipe,
-            folder.display()
-        ))?;
+        reporter.line(farewell)?;
         return Ok(INTERRUPTED);
     }
+    // What follows changes nothing of the run: it may end anywhere.
+    interrupt.end_at_once(farewell);
     let path = folder.join(ARTIFACT);
     let how = Finish {
         recipe,
@@ -166,20 +171,48 @@ fn text_pair((name, value): (std::ffi::OsString, std::ffi::OsString)) -> Option<
     Some((name.into_string().ok()?, value.into_string().ok()?))
 }
 
-/// A flag that the first Ctrl-C raises; the second ends the program at once.
-fn stop_flag() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let raised = stop.clone();
-    let handler = move || {
-        if raised.swap(true, Ordering::Relaxed) {
+/// What Ctrl-C does. In training the first one asks the loop to stop after its step and the second ends the program; once the trained
+/// model is in its checkpoint, the first ends it.
+struct Interrupt {
+    asked: AtomicBool,
+    /// The last words, set when there is nothing left to save.
+    farewell: OnceLock<String>,
+}
+
+impl Interrupt {
+    fn install() -> Result<Arc<Self>> {
+        let interrupt = Arc::new(Self {
+            asked: AtomicBool::new(false),
+            farewell: OnceLock::new(),
+        });
+        let in_handler = interrupt.clone();
+        match ctrlc::set_handler(move || in_handler.happened()) {
+            // In tests several runs share a process; the first one's handler serves.
+            Err(ctrlc::Error::MultipleHandlers) | Ok(()) => Ok(interrupt),
+            Err(error) => Err(error).context("installing the Ctrl-C handler"),
+        }
+    }
+
+    fn happened(&self) {
+        let again = self.asked.swap(true, Ordering::Relaxed);
+        match self.farewell.get() {
+            Some(words) => eprintln!("\n{words}"),
+            None if again => {}
+            None => {
+                eprintln!("\nstopping after this step; Ctrl-C again ends at once");
+                return;
+            }
+        }
+        std::process::exit(i32::from(INTERRUPTED));
+    }
+
+    fn end_at_once(&self, farewell: String) {
+        // Set once per run; a Ctrl-C that came between the loop's last look and now is obeyed here.
+        let words = self.farewell.get_or_init(|| farewell);
+        if self.asked.load(Ordering::Relaxed) {
+            eprintln!("{words}");
             std::process::exit(i32::from(INTERRUPTED));
         }
-        eprintln!("\nstopping after this step; Ctrl-C again ends at once");
-    };
-    match ctrlc::set_handler(handler) {
-        // In tests several runs share a process; the first one's handler serves.
-        Err(ctrlc::Error::MultipleHandlers) | Ok(()) => Ok(stop),
-        Err(error) => Err(error).context("installing the Ctrl-C handler"),
     }
 }
 

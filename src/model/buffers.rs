@@ -167,6 +167,8 @@ pub struct Exchange {
     /// Ids of all micro-steps u16.
     pub tokens: Tensor,
     pub targets: Tensor,
+    /// Two places where the next tokens and targets arrive while the present ones are in use.
+    pub incoming: [[Tensor; 2]; 2],
     /// One [`crate::kernels::step_values::StepValues`] for each optimizer group: matrices, tables, scalars.
     pub step_values: [Tensor; 3],
     /// Mean loss of the step.
@@ -394,6 +396,10 @@ impl Exchange {
         Self {
             tokens: reserve("tokens", Element::U16, &[ids]),
             targets: reserve("targets", Element::U16, &[ids]),
+            incoming: [1, 2].map(|slot| {
+                ["tokens", "targets"]
+                    .map(|what| reserve(&format!("incoming {what} {slot}"), Element::U16, &[ids]))
+            }),
             step_values: ["matrices", "tables", "scalars"]
                 .map(|group| reserve(&format!("step values, {group}"), Element::U8, &[64])),
             loss: reserve("loss", Element::F32, &[1]),

@@ -12,6 +12,7 @@ use cust::memory::LockedBuffer;
 use super::buffers::Batch;
 use super::config::Config;
 use super::device::Device;
+use super::feed::Feed;
 use super::forward::Input;
 use super::init::initial_values;
 use super::network::Network;
@@ -34,8 +35,11 @@ pub struct DeviceEngine {
     device: Device,
     /// Captured steps by (micro-steps, bits of the largest gradient norm). `None` launches every kernel by itself.
     graphs: Option<HashMap<(usize, u32), GraphExec>>,
-    /// Page-locked copies of tokens and targets, so that they travel without waiting.
-    staging: [LockedBuffer<u16>; 2],
+    /// The way of tokens and targets.
+    feed: Feed,
+    /// Page-locked: the three [`StepValues`] of the next step, and what comes back from a step: loss, clip coefficient, gradient norm.
+    step_values: LockedBuffer<u64>,
+    outcome: LockedBuffer<f32>,
     /// Sequence length of the scoring rotary table.
     score_rope_len: usize,
     /// Optimizer updates so far.
@@ -95,10 +99,11 @@ impl DeviceEngine {
             plan,
         } = planned;
         let device = Device::new(&plan, what)?;
-        let ids = network.exchange.tokens.elements as usize;
-        let locked = || LockedBuffer::new(&0u16, ids).map_err(DriverError::from);
         let engine = Self {
-            staging: [locked()?, locked()?],
+            feed: Feed::new(&network.exchange)?,
+            step_values: LockedBuffer::new(&0, 3 * size_of::<StepValues>() / 8)
+                .map_err(DriverError::from)?,
+            outcome: LockedBuffer::new(&0.0, 3).map_err(DriverError::from)?,
             network,
             optimizer,
             device,
@@ -166,33 +171,33 @@ impl DeviceEngine {
             .write_floats(table.slice(0, values.len() as u64), &values)
     }
 
-    /// Writes tokens and targets through page-locked memory, in order with the stream's work.
+    /// Puts tokens and targets where the model reads them, in order with the stream's work.
     fn send_tokens(&mut self, tokens: &[u16], targets: &[u16]) -> Result<()> {
-        let exchange = &self.network.exchange;
-        let vocab = self.network.config.vocab;
-        for (what, ids) in [("token", tokens), ("target", targets)] {
-            if let Some(id) = ids.iter().find(|&&id| usize::from(id) >= vocab) {
-                anyhow::bail!("{what} {id} is not below vocab_size = {vocab}");
-            }
-        }
-        // The last copies out of the staging buffers must be over.
-        self.device.finish()?;
-        let places = [exchange.tokens, exchange.targets];
-        for ((staging, place), ids) in self.staging.iter_mut().zip(places).zip([tokens, targets]) {
-            staging[..ids.len()].copy_from_slice(ids);
-            let place = place.slice(0, ids.len() as u64);
-            self.device
-                .memory
-                .send(place, &staging[..ids.len()], &self.device.stream)?;
-        }
-        Ok(())
+        self.feed.deliver(
+            &self.device.memory,
+            &self.network.exchange,
+            [tokens, targets],
+            self.network.config.vocab,
+            &self.device.stream,
+        )
     }
 
-    fn send_step_values(&self, values: &[StepValues; 3]) -> Result<()> {
-        for (place, values) in self.network.exchange.step_values.iter().zip(values) {
-            self.device
-                .memory
-                .write_bytes(*place, bytemuck::bytes_of(values))?;
+    /// Starts the copy of what the next step or the next scored batch will be given.
+    fn announce(&mut self, tokens: &[u16], targets: &[u16]) -> Result<()> {
+        let vocab = self.network.config.vocab;
+        self.feed
+            .announce(&self.device.memory, [tokens, targets], vocab)
+    }
+
+    fn send_step_values(&mut self, values: &[StepValues; 3]) -> Result<()> {
+        let Device { memory, stream, .. } = &self.device;
+        // Copies out of the page-locked values that were started earlier must be over.
+        self.device.finish()?;
+        self.step_values
+            .copy_from_slice(bytemuck::cast_slice(values));
+        let each = self.step_values.chunks(size_of::<StepValues>() / 8);
+        for (place, values) in self.network.exchange.step_values.iter().zip(each) {
+            memory.send(*place, values, stream)?;
         }
         Ok(())
     }
@@ -311,7 +316,6 @@ impl Engine for DeviceEngine {
         );
         let update = u32::try_from(self.updates + 1)?;
         let max_norm = inputs.rates.grad_clip_norm;
-        self.send_tokens(inputs.tokens, inputs.targets)?;
         let values = self.optimizer.step_values(
             &inputs.rates,
             update,
@@ -319,6 +323,7 @@ impl Engine for DeviceEngine {
             inputs.update_ema,
         );
         self.send_step_values(&values)?;
+        self.send_tokens(inputs.tokens, inputs.targets)?;
         let key = (micro_steps, max_norm.to_bits());
         match &self.graphs {
             None => self.launch_step(micro_steps, max_norm)?,
@@ -335,13 +340,17 @@ impl Engine for DeviceEngine {
             }
         }
         self.updates += 1;
-        let clip = self
-            .device
-            .memory
-            .read_floats(self.network.workspace.clip)?;
+        let Device { memory, stream, .. } = &self.device;
+        let (loss, clip) = self.outcome.split_at_mut(1);
+        memory.fetch(self.network.exchange.loss, loss, stream)?;
+        memory.fetch(self.network.workspace.clip, clip, stream)?;
+        if let Some([tokens, targets]) = inputs.ahead {
+            self.announce(tokens, targets)?;
+        }
+        self.device.finish()?;
         Ok(StepOutput {
-            loss: self.loss()?,
-            grad_norm: clip[1],
+            loss: self.outcome[0],
+            grad_norm: self.outcome[2],
         })
     }
 
@@ -372,7 +381,11 @@ impl Engine for DeviceEngine {
         self.network.prepare(&self.device)?;
         let at_once = self.sequences_at_once(seq_len) * seq_len;
         let mut losses = Vec::with_capacity(tokens.len());
-        for (tokens, targets) in tokens.chunks(at_once).zip(targets.chunks(at_once)) {
+        let mut batches = tokens
+            .chunks(at_once)
+            .zip(targets.chunks(at_once))
+            .peekable();
+        while let Some((tokens, targets)) = batches.next() {
             self.send_tokens(tokens, targets)?;
             let n = tokens.len() as u64;
             let exchange = &self.network.exchange;
@@ -387,6 +400,9 @@ impl Engine for DeviceEngine {
             };
             self.network.forward(&self.device, &input)?;
             self.launch_scores(&input, logits)?;
+            if let Some((tokens, targets)) = batches.peek() {
+                self.announce(tokens, targets)?;
+            }
             let scored = self.network.exchange.token_losses.slice(0, n);
             losses.extend(self.device.memory.read_floats(scored)?);
         }

@@ -5,6 +5,7 @@ pub mod buffers;
 pub mod config;
 pub mod device;
 pub mod engine;
+mod feed;
 pub mod forward;
 pub mod init;
 pub mod inspect;

@@ -92,6 +92,7 @@ fn steps(case: &Case, recipe: &Recipe, engine: &mut DeviceEngine) -> Result<Vec<
         let output = engine.step(&StepInputs {
             tokens: &tokens,
             targets: &targets,
+            ahead: None,
             micro_steps: 1,
             rates: Rates {
                 matrix_lr: recipe.matrix_lr as f32,

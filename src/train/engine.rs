@@ -63,6 +63,9 @@ pub struct StepInputs<'a> {
     pub tokens: &'a [u16],
     /// The id that follows each of `tokens`.
     pub targets: &'a [u16],
+    /// Tokens and targets of the step that is likely to come next: they may travel while this one runs. A step that is given others
+    /// is as right, only slower.
+    pub ahead: Option<[&'a [u16]; 2]>,
     pub micro_steps: usize,
     pub rates: Rates,
     /// Fake quantization with straight-through gradients in this step.

@@ -72,6 +72,7 @@ pub fn batch_shape(recipe: &Recipe, ranks: usize, rank: usize) -> Result<BatchSh
 fn inputs<'a>(
     recipe: &Recipe,
     batch: &'a Batch,
+    ahead: Option<&'a Batch>,
     shape: &BatchShape,
     step: usize,
     scale: f64,
@@ -79,6 +80,7 @@ fn inputs<'a>(
     StepInputs {
         tokens: &batch.tokens,
         targets: &batch.targets,
+        ahead: ahead.map(|next| [&next.tokens[..], &next.targets[..]]),
         micro_steps: shape.micro_steps,
         rates: rates(recipe, step, scale),
         fake_quantize: recipe.late_qat == LateQat::Ste && scale < recipe.late_qat_threshold,
@@ -115,6 +117,8 @@ pub fn train(
     stream.seek(progress.cursor);
     reporter.phase("training", |reporter| {
         let mut data = Prefetch::start(stream, shape);
+        // The batch after the one in use: it travels to the device while a step runs.
+        let mut ahead: Option<Batch> = None;
         let mut clock = Clock::new(recipe, progress.train_ms);
         let mut last_loss = f32::NAN;
         reporter.live(recipe.iterations, "training");
@@ -164,14 +168,18 @@ pub fn train(
             let before = clock.ms(step);
             let scale = multiplier(recipe, step, before);
             if Online::due(recipe, step, scale) {
-                let extra = data.take()?;
+                let extra = ahead.take().map_or_else(|| data.take(), Ok)?;
                 let first = extra.tokens.len() / shape.micro_steps;
                 online.add(engine.hessians(&extra.tokens[..first], shape.seq_len)?)?;
                 progress.hessian_batches = online.count;
                 data.recycle(extra);
             }
-            let batch = data.take()?;
-            let output = engine.step(&inputs(recipe, &batch, &shape, step, scale))?;
+            let batch = ahead.take().map_or_else(|| data.take(), Ok)?;
+            if step + 1 < recipe.iterations && progress.stop_after.is_none() {
+                ahead = Some(data.take()?);
+            }
+            let output =
+                engine.step(&inputs(recipe, &batch, ahead.as_ref(), &shape, step, scale))?;
             if !output.loss.is_finite() || !output.grad_norm.is_finite() {
                 return Err(non_finite(run, engine, step, output));
             }
@@ -255,7 +263,7 @@ fn warm_up(
         let inputs = StepInputs {
             rates: warmup_rates(recipe),
             update_ema: false,
-            ..inputs(recipe, &batch, shape, 0, 1.0)
+            ..inputs(recipe, &batch, None, shape, 0, 1.0)
         };
         engine.step(&inputs)?;
         if step == recipe.warmup_steps || step.is_multiple_of(10) {

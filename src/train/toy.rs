@@ -13,6 +13,9 @@ pub struct Toy {
     pub calibrates: bool,
     pub calls: usize,
     pub seen: Vec<Rates>,
+    /// Tokens announced by the last step, and how many steps were given what had been announced.
+    ahead: Option<Vec<u16>>,
+    pub foreseen: usize,
 }
 
 impl Toy {
@@ -29,6 +32,8 @@ impl Toy {
             calibrates: true,
             calls: 0,
             seen: Vec::new(),
+            ahead: None,
+            foreseen: 0,
         }
     }
 
@@ -45,6 +50,8 @@ impl Engine for Toy {
     fn step(&mut self, inputs: &StepInputs<'_>) -> Result<StepOutput> {
         self.calls += 1;
         self.seen.push(inputs.rates);
+        self.foreseen += usize::from(self.ahead.as_deref() == Some(inputs.tokens));
+        self.ahead = inputs.ahead.map(|[tokens, _]| tokens.to_vec());
         let count = inputs.tokens.len() as f32;
         let mut gradient = vec![0.0f32; self.weights.len()];
         let mut loss = 0.0;

@@ -71,6 +71,10 @@ fn trains_on_the_schedule_and_the_loss_falls() {
     assert!(outcome.last_loss < 5.3, "{}", outcome.last_loss);
     let rates: Vec<f32> = engine.seen.iter().map(|r| r.matrix_lr).collect();
     assert_eq!(rates[5], 5.0);
+    assert_eq!(
+        engine.foreseen, 11,
+        "every step but the first was announced"
+    );
     assert!((rates[11] - 5.0 / 6.0).abs() < 1e-6);
     assert_eq!(
         outcome.snapshots.count, 1,
