@@ -10,6 +10,7 @@
 //      _leaky2     out = p = bf16(D), out2 = q = bf16(r^2), r = p > 0 ? p : p/2
 //      _dleaky2    out = bf16(bf16(D) * dq/dp), dq/dp = p > 0 ? 2p : p/2, aux = p
 //      _f32        out_f32[split][m][n] = the partial sum of this split of K (one split: D itself)
+//      _symmetric  D (and aux) equal their transposes: tiles below the diagonal are computed, stored, and stored transposed
 //    A per-channel scale of the output (attn_scale, mlp_scale, ...) is not applied here: it is folded into W when the
 //    f32 master is cast to bf16 (quantize.cu), and its gradient falls out of the weight gradient (split_reduce).
 //
@@ -17,97 +18,112 @@
 //      a, b    bf16  as in the formula        box 64 k x 128 rows (k contiguous) or 64 m|n x 64 k (m or n contiguous)
 //      out, out2, aux  bf16 [batch, M, N]     box 64 n x 64 m
 //      out_f32 f32 [batch, splits, M, N]      plain pointer, 8-byte stores
-//    Shared: STAGES x (A 16 KB, B 16 KB), then per consumer warpgroup and output a staging tile of two 64x64 boxes.
+//    Shared: a ring of stages (gemm_pipeline.cuh), then per consumer warpgroup BOXES staging boxes of 64x64.
 //
-// 3. Work. Persistent grid of up to one CTA per SM; CTA c takes tiles c, c + grid, ... of 128x128, n fastest (the A
-//    tile stays in L2), then m, then split, then batch. 384 threads: warpgroup 0 is the producer (one thread works,
-//    40 registers), warpgroups 1 and 2 are consumers of 64 rows each (232 registers).
+// 3. Work. 384 threads: warpgroup 0 is the producer (one thread works, 40 registers), warpgroups 1 and 2 are consumers of 64 rows
+//    each (232 registers). Two tiles; src/kernels/gemm.rs chooses by shape:
+//      square  128x128, no cluster                   small or narrow products
+//      wide    128x256, clusters of 2 along m        everything large: the CTAs of a cluster have the same columns, each loads half
+//                                                    of B and multicasts it. L2 reads per k-block of 128x256: 32 KB, against
+//                                                    64 KB as two square tiles.
+//    Persistent grid of up to one CTA per SM; cluster c takes tiles c, c + clusters, ...: n fastest, then m, split, batch. The CTAs that
+//    run together so read few row blocks of A, each for all n, and B, a weight of at most 1.6 MB, is in L2 anyway. In weight
+//    gradients n and m are a weight's sides and a wave is a few splits whole: their slices of a and b are read from memory once.
 //
-// 4. Pipeline of one tile, STAGES = 4, k-block = 64:
-//      producer   |load 0|load 1|load 2|load 3|wait empty 0, load 4|...            next tile's loads go on without a pause
-//      consumer          |mma 0 |mma 1, 0 done: release 0|mma 2, ...|epilogue|
-//      aux tile   |load ---------------------------------------------> |        (first thread of the warpgroup)
-//      store                                                            |----->  read out while the next tile multiplies
+// 4. Pipeline of one tile, k-block = 64: gemm_pipeline.cuh. The epilogue hands the tile over in boxes of 64 columns:
+//      consumer   |write box 0|write box 1|write box 0|...     one named barrier per box
+//      store                  |-- box 0 -->|-- box 1 -->       read out while the next box is written
+//    With an aux tile all boxes of a tile are loaded during the products and results replace them in place.
 //
 // 5. Floor (predicted, recipes' largest case M = 98304): 2MNK / 798 TFLOP/s or (MK + NK + MN) * 2 B / 3.0 TB/s, whichever
 //    is longer: 129 us for [98304x512]x[512x1024], compute-bound; 65 against 101 us for N = K = 512 with aux, memory-bound.
 //
 // 6. Fences and waits, and what breaks without them:
 //      full[s]                consumers multiply bytes that have not landed
-//      empty[s]               the producer overwrites a stage that wgmma still reads
+//      empty[s]               the producer overwrites a stage that wgmma still reads, here or in the other CTA of the cluster
 //      wgmma_wait<1> before the release of the previous stage: as above
 //      wgmma_fence            accumulators written by the epilogue's reads of the last tile are not ordered before mma
 //      accumulator_barrier    the compiler may read accumulators before wgmma_wait<0>
-//      bulk_wait_read<0>      the staging tile is rewritten while the last store still reads it
+//      bulk_wait_read<0>      a staging box is rewritten while the store before last still reads it
 //      fence_proxy_async      the store engine reads stale staging bytes
 //      named barrier          the store starts before the other warps have written
+//      cluster_sync, first    a CTA arrives on, or copies to, barriers that are not initialised
+//      cluster_sync, last     a CTA releases a stage of one that has exited
+//      lead barrier           nothing but the lead is lost when both of its sides go; one side alone deadlocks or miscounts
 //
 // 7. Limits: N and K multiples of 8 (16-byte rows for TMA), M with m contiguous likewise; rest by clipping: what lies
 //    outside loads as zero and is not stored. k_blocks_per_split * (splits - 1) < ceil(K / 64): no empty split.
-#include "hopper/barrier.cuh"
-#include "hopper/fence.cuh"
+#include "gemm_pipeline.cuh"
 #include "hopper/matrix_moves.cuh"
-#include "hopper/mbarrier.cuh"
 #include "hopper/numeric.cuh"
-#include "hopper/tma.cuh"
-#include "hopper/warp.cuh"
-#include "hopper/wgmma.cuh"
 
 namespace birdie {
 
-constexpr int BLOCK_M = 128, BLOCK_N = 128, BLOCK_K = 64, STAGES = 4;
-constexpr int CONSUMERS = 2, THREADS = 128 * (CONSUMERS + 1);
-constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
-constexpr u32 OPERAND_BYTES = 128 * BLOCK_K * sizeof(bf16);      // A or B of one stage
-constexpr u32 BOX_BYTES = 64 * 64 * sizeof(bf16);                // one 64x64 box
-constexpr u32 STAGING_BYTES = 2 * BOX_BYTES;                     // 64x128 outputs of one warpgroup
+enum class Epilogue { Store, Add, Leaky2, DLeaky2, StoreF32, Symmetric, SymmetricAdd };
 
-static_assert(BLOCK_M == 64 * CONSUMERS, "each consumer warpgroup has the 64 rows of one wgmma");
-static_assert(BLOCK_K * sizeof(bf16) == 128, "a k-block is one 128-byte swizzled row");
-static_assert(PRODUCER_REGISTERS + CONSUMERS * CONSUMER_REGISTERS <= 65536 / 128, "the register file has 512 per thread slot");
+// Shared memory of a variant: as many stages as fit beside the staging boxes. `src/kernels/gemm.rs` knows the sums.
+template <Epilogue EPILOGUE_, int BLOCK_N_> struct Variant {
+  static constexpr Epilogue EPILOGUE = EPILOGUE_;
+  static constexpr int BLOCK_N = BLOCK_N_;
+  static constexpr bool WIDE = BLOCK_N == 256;
+  static constexpr bool SYMMETRIC = EPILOGUE == Epilogue::Symmetric || EPILOGUE == Epilogue::SymmetricAdd;
+  static constexpr bool HAS_AUX = EPILOGUE == Epilogue::Add || EPILOGUE == Epilogue::DLeaky2 || EPILOGUE == Epilogue::SymmetricAdd;
+  static constexpr bool TO_F32 = EPILOGUE == Epilogue::StoreF32;
+  // Boxes that a consumer stores per 64 columns, and boxes that it has: with aux, all of a tile.
+  static constexpr int OUTPUTS = EPILOGUE == Epilogue::Leaky2 || SYMMETRIC ? 2 : 1;
+  static constexpr int BOXES = TO_F32 ? 0 : HAS_AUX ? OUTPUTS * BLOCK_N / 64 : 2;
+  static constexpr int STAGES = WIDE ? (HAS_AUX ? 3 : 4) : (HAS_AUX && SYMMETRIC ? 5 : 6);
+  // The epilogue of one consumer takes about 100 to 200 issue slots per box and warp: LEAD blocks of the other alone cover it.
+  static constexpr int LEAD = WIDE && HAS_AUX ? 1 : 2;
+  static constexpr int CLUSTER = WIDE ? 2 : 1;
+  static_assert(!(SYMMETRIC && WIDE), "a tile and its mirror image are square");
+};
 
-enum class Epilogue { Store, Add, Leaky2, DLeaky2, StoreF32 };
+template <Major A_MAJOR, Major B_MAJOR, typename V>
+using PipelineOf = Pipeline<A_MAJOR, B_MAJOR, V::BLOCK_N, V::STAGES, V::LEAD, V::WIDE ? Share::B : Share::None, V::CLUSTER>;
 
 struct GemmShape {
   i32 m, n, k, batches, splits, k_blocks_per_split;
   float alpha, beta;
 };
 
-template <Epilogue EPILOGUE> struct alignas(1024) GemmShared {
-  static constexpr int OUTPUTS = EPILOGUE == Epilogue::StoreF32 ? 0 : EPILOGUE == Epilogue::Leaky2 ? 2 : 1;
-  u8 a[STAGES][OPERAND_BYTES];
-  u8 b[STAGES][OPERAND_BYTES];
-  u8 staging[CONSUMERS][OUTPUTS == 0 ? 1 : OUTPUTS][OUTPUTS == 0 ? 1024 : STAGING_BYTES];
-  u64 full[STAGES], empty[STAGES], aux_full[CONSUMERS];
+template <typename P, typename V> struct alignas(1024) GemmShared {
+  typename P::Stages stages;
+  u8 staging[CONSUMERS][V::BOXES == 0 ? 1 : V::BOXES][V::BOXES == 0 ? 16 : BOX_BYTES];
+  typename P::Barriers barriers;
+  u64 aux_full[CONSUMERS];
 };
-static_assert(sizeof(GemmShared<Epilogue::Leaky2>) <= 232448 - 1024, "227 KiB per CTA, less what aligning to 1024 may take");
 
 struct Tile {
   i32 m, n, split, batch, k_begin, k_end; // element offsets of the tile; range of k-blocks
 };
-__device__ __forceinline__ Tile tile_at(u32 index, const GemmShape &s) {
-  const u32 tiles_n = ceil_div(s.n, BLOCK_N), tiles_m = ceil_div(s.m, BLOCK_M);
+// Tiles of a launch per cluster of CTAs, and one of them for the CTA of this rank.
+template <typename V> __device__ __forceinline__ u32 tile_count(const GemmShape &s) {
+  const u32 tiles_n = ceil_div(s.n, V::BLOCK_N), tiles_m = ceil_div(s.m, BLOCK_M * V::CLUSTER);
+  return (V::SYMMETRIC ? tiles_n * (tiles_n + 1) / 2 : tiles_m * tiles_n) * s.splits * s.batches;
+}
+template <typename V> __device__ __forceinline__ Tile tile_at(u32 index, u32 rank, const GemmShape &s) {
+  const u32 tiles_n = ceil_div(s.n, V::BLOCK_N);
   Tile t;
-  t.n = i32(index % tiles_n) * BLOCK_N;
-  index /= tiles_n;
-  t.m = i32(index % tiles_m) * BLOCK_M;
-  index /= tiles_m;
+  if constexpr (V::SYMMETRIC) { // row i of the triangle has tiles 0 .. i
+    const u32 triangle = tiles_n * (tiles_n + 1) / 2;
+    u32 column = index % triangle, row = 0;
+    while (column > row) column -= ++row;
+    t.n = i32(column) * V::BLOCK_N;
+    t.m = i32(row) * BLOCK_M;
+    index /= triangle;
+  } else {
+    const u32 tiles_m = ceil_div(s.m, BLOCK_M * V::CLUSTER);
+    t.n = i32(index % tiles_n) * V::BLOCK_N;
+    index /= tiles_n;
+    t.m = i32(index % tiles_m * V::CLUSTER + rank) * BLOCK_M;
+    index /= tiles_m;
+  }
   t.split = i32(index % u32(s.splits));
   t.batch = i32(index / u32(s.splits));
   t.k_begin = t.split * s.k_blocks_per_split;
   t.k_end = min(t.k_begin + s.k_blocks_per_split, ceil_div(s.k, BLOCK_K));
   return t;
-}
-
-// One operand's part of a stage. `outer` is the offset in m or n, `k` the offset in k, both in elements.
-template <Major MAJOR>
-__device__ __forceinline__ void load_operand(u8 *stage, const TensorMap *map, u64 *full, i32 outer, i32 k, i32 batch) {
-  if constexpr (MAJOR == Major::K) {
-    tma_load_3d(stage, map, full, k, outer, batch);
-  } else {
-    tma_load_3d(stage, map, full, outer, k, batch);
-    tma_load_3d(stage + BOX_BYTES, map, full, outer + 64, k, batch);
-  }
 }
 
 // Activation of the MLP on a bf16-rounded pre-activation, and its derivative.
@@ -120,7 +136,7 @@ __device__ __forceinline__ float leaky2_derivative(float p) { return p > 0.f ? 2
 // Turns one packed pair of accumulators into the pair(s) to store. `aux` is the pair of the aux tensor at the same place.
 template <Epilogue EPILOGUE>
 __device__ __forceinline__ u32 finish_pair(float low, float high, u32 aux, float alpha, float beta) {
-  if constexpr (EPILOGUE == Epilogue::Add) {
+  if constexpr (EPILOGUE == Epilogue::Add || EPILOGUE == Epilogue::SymmetricAdd) {
     return pack_bf16(alpha * low + beta * bf16_low(aux), alpha * high + beta * bf16_high(aux));
   } else if constexpr (EPILOGUE == Epilogue::DLeaky2) {
     const u32 dq = pack_bf16(low, high);
@@ -130,44 +146,147 @@ __device__ __forceinline__ u32 finish_pair(float low, float high, u32 aux, float
   }
 }
 
-template <Major A_MAJOR, Major B_MAJOR, Epilogue EPILOGUE>
+// One consumer's part of the epilogue of a bf16 tile: 64 rows, box by box.
+template <typename V>
+__device__ __forceinline__ void store_tile(const float (&d)[V::BLOCK_N / 2], u8 (&staging)[V::BOXES][BOX_BYTES], const TensorMap *out,
+                                           const TensorMap *out2, const Tile &tile, const GemmShape &shape, u32 consumer, u32 thread) {
+  constexpr int COLUMN_BOXES = V::BLOCK_N / 64;
+  const u32 lane = thread % 32, warp = thread / 32;
+  const i32 row = tile.m + 64 * i32(consumer);
+  // This lane's row of a box for ldmatrix/stmatrix, and the chunk it starts from (see matrix_moves.cuh).
+  const u32 box_row = 16 * warp + (lane & 7) + 8 * ((lane >> 3) & 1), box_chunk = lane >> 4;
+  const u32 base = shared_address(staging);
+  const bool mirror = V::SYMMETRIC && tile.m != tile.n;
+
+  // All warps have written their part of box `s`: make it visible, and see to it that the next box is free.
+  const auto written = [&]() {
+    fence_proxy_async_shared();
+    if constexpr (!V::HAS_AUX) {
+      if (thread == 0) bulk_wait_read<0>();
+    }
+    named_barrier_sync(1 + consumer, 128);
+  };
+  const auto store = [&](const TensorMap *map, int s, i32 x, i32 y) {
+    if (x < shape.n && y < shape.m) tma_store_3d(map, staging[s], x, y, tile.batch);
+  };
+
+#pragma unroll
+  for (int box = 0; box < COLUMN_BOXES; ++box) {
+    // Staging boxes of this column box: of out, and of out2 or the mirror image.
+    const int first = V::HAS_AUX ? box : V::OUTPUTS * box % V::BOXES;
+    const int second = V::HAS_AUX ? COLUMN_BOXES + box : (V::OUTPUTS * box + 1) % V::BOXES;
+    u32 y[16];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const u32 address = base + first * BOX_BYTES + box_row * ROW_BYTES + (((2 * j + box_chunk) ^ (box_row & 7)) * 16);
+      const float *x = d + 32 * box + 8 * j;
+      u32 old[4] = {0, 0, 0, 0};
+      if constexpr (V::HAS_AUX) ldmatrix_x4(old, address);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        y[4 * j + i] = finish_pair<V::EPILOGUE>(x[2 * i], x[2 * i + 1], old[i], shape.alpha, shape.beta);
+      stmatrix_x4(address, y[4 * j], y[4 * j + 1], y[4 * j + 2], y[4 * j + 3]);
+    }
+    if constexpr (!V::HAS_AUX) {
+      written();
+      if (thread == 0) {
+        store(out, first, tile.n + 64 * box, row);
+        bulk_commit();
+      }
+    }
+    if constexpr (V::EPILOGUE == Epilogue::Leaky2) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const u32 address = base + second * BOX_BYTES + box_row * ROW_BYTES + (((2 * j + box_chunk) ^ (box_row & 7)) * 16);
+        u32 q[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) q[i] = pack_bf16(leaky2(bf16_low(y[4 * j + i])), leaky2(bf16_high(y[4 * j + i])));
+        stmatrix_x4(address, q[0], q[1], q[2], q[3]);
+      }
+      written();
+      if (thread == 0) {
+        store(out2, second, tile.n + 64 * box, row);
+        bulk_commit();
+      }
+    }
+    if constexpr (V::SYMMETRIC) {
+      if (mirror) { // rows of the mirrored box are our columns
+        const u32 mirror_row = (lane & 7) + 8 * (lane >> 4), mirror_chunk = 2 * warp + ((lane >> 3) & 1);
+        const u32 address = base + second * BOX_BYTES + mirror_row * ROW_BYTES + ((mirror_chunk ^ (lane & 7)) * 16);
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+          stmatrix_x4_transposed(address + 16 * j * ROW_BYTES, y[4 * j], y[4 * j + 1], y[4 * j + 2], y[4 * j + 3]);
+      }
+      if constexpr (!V::HAS_AUX) {
+        written();
+        if (thread == 0 && mirror) {
+          store(out, second, row, tile.n + 64 * box);
+          bulk_commit();
+        }
+      }
+    }
+  }
+  if constexpr (V::HAS_AUX) {
+    written();
+    if (thread == 0) {
+#pragma unroll
+      for (int box = 0; box < COLUMN_BOXES; ++box) {
+        store(out, box, tile.n + 64 * box, row);
+        if constexpr (V::SYMMETRIC)
+          if (mirror) store(out, COLUMN_BOXES + box, row, tile.n + 64 * box);
+      }
+      bulk_commit();
+    }
+  }
+}
+
+// One consumer's part of a tile of partial sums: 8-byte stores, four lanes fill a sector.
+template <typename V>
+__device__ __forceinline__ void store_partial(const float (&d)[V::BLOCK_N / 2], float *out, const Tile &tile, const GemmShape &shape, u32 consumer,
+                                              u32 thread) {
+  float *base = out + (u64(tile.batch) * shape.splits + tile.split) * u64(shape.m) * shape.n;
+  const i32 row = tile.m + i32(64 * consumer + 16 * (thread / 32) + thread % 32 / 4), column = tile.n + 2 * i32(thread % 4);
+  float *upper = base + u64(row) * shape.n + column, *lower = upper + 8 * u64(shape.n);
+#pragma unroll
+  for (int j = 0; j < V::BLOCK_N / 8; ++j) {
+    if (column + 8 * j < shape.n) {
+      if (row < shape.m) *reinterpret_cast<float2 *>(upper + 8 * j) = make_float2(d[4 * j], d[4 * j + 1]);
+      if (row + 8 < shape.m) *reinterpret_cast<float2 *>(lower + 8 * j) = make_float2(d[4 * j + 2], d[4 * j + 3]);
+    }
+  }
+}
+
+template <Major A_MAJOR, Major B_MAJOR, typename V>
 __device__ __forceinline__ void gemm(const TensorMap *a, const TensorMap *b, const TensorMap *out, const TensorMap *out2,
                                      const TensorMap *aux, float *out_f32, const GemmShape shape) {
-  using Shared = GemmShared<EPILOGUE>;
-  constexpr bool HAS_AUX = EPILOGUE == Epilogue::Add || EPILOGUE == Epilogue::DLeaky2;
+  using P = PipelineOf<A_MAJOR, B_MAJOR, V>;
+  using Shared = GemmShared<P, V>;
+  static_assert(sizeof(Shared) <= SHARED_LIMIT, "stages and staging boxes fit into shared memory");
   extern __shared__ u8 shared_bytes[];
   // NOTE: dynamic shared memory is only 16-byte aligned; the swizzle needs 1024.
   Shared &shared = *reinterpret_cast<Shared *>((reinterpret_cast<u64>(shared_bytes) + 1023) & ~u64(1023));
 
   const u32 warpgroup = warp_id() / 4;
   if (threadIdx.x == 0) {
-    for (int s = 0; s < STAGES; ++s) {
-      mbarrier_init(&shared.full[s], 1);               // the producer's arrive_expect
-      mbarrier_init(&shared.empty[s], 4 * CONSUMERS);  // one arrival per consumer warp
-    }
+    P::init(shared.barriers);
     for (int w = 0; w < CONSUMERS; ++w) mbarrier_init(&shared.aux_full[w], 1);
     fence_barrier_init();
   }
-  __syncthreads();
+  if constexpr (V::CLUSTER > 1) cluster_sync();
+  else __syncthreads();
 
-  const u32 tiles = ceil_div(shape.m, BLOCK_M) * ceil_div(shape.n, BLOCK_N) * shape.splits * shape.batches;
-  RingPosition<STAGES> ring;
+  const u32 rank = V::CLUSTER > 1 ? cluster_rank() : 0;
+  const u32 first = blockIdx.x / V::CLUSTER, clusters = gridDim.x / V::CLUSTER, tiles = tile_count<V>(shape);
+  typename P::Ring ring;
 
   if (warpgroup == 0) { // ---- producer
     registers_decrease<PRODUCER_REGISTERS>();
     if (threadIdx.x == 0) {
       prefetch_tensor_map(a);
       prefetch_tensor_map(b);
-      for (u32 index = blockIdx.x; index < tiles; index += gridDim.x) {
-        const Tile tile = tile_at(index, shape);
-        for (i32 kb = tile.k_begin; kb < tile.k_end; ++kb) {
-          const u32 s = ring.stage;
-          mbarrier_wait(&shared.empty[s], ring.phase ^ 1);
-          mbarrier_arrive_expect(&shared.full[s], 2 * OPERAND_BYTES);
-          load_operand<A_MAJOR>(shared.a[s], a, &shared.full[s], tile.m, kb * BLOCK_K, tile.batch);
-          load_operand<B_MAJOR>(shared.b[s], b, &shared.full[s], tile.n, kb * BLOCK_K, tile.batch);
-          ring.advance();
-        }
+      for (u32 index = first; index < tiles; index += clusters) {
+        const Tile t = tile_at<V>(index, rank, shape);
+        P::load_blocks(shared.stages, shared.barriers, ring, a, b, t.m, t.n, t.k_begin, t.k_end, t.batch, rank);
       }
     }
     return;
@@ -176,152 +295,86 @@ __device__ __forceinline__ void gemm(const TensorMap *a, const TensorMap *b, con
   // ---- consumers
   registers_increase<CONSUMER_REGISTERS>();
   const u32 consumer = warpgroup - 1;
-  const u32 thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;
-  // This lane's row of the staging tile for ldmatrix/stmatrix, and the chunk it starts from (see matrix_moves.cuh).
-  const u32 staging_row = 16 * warp + (lane & 7) + 8 * ((lane >> 3) & 1), staging_chunk = lane >> 4;
+  const u32 thread = threadIdx.x % 128, lane = thread % 32;
+  const i32 blocks = ceil_div(shape.k, BLOCK_K), last = blocks - (shape.splits - 1) * shape.k_blocks_per_split;
+  const bool lead = last >= V::STAGES; // the last split has the fewest k-blocks
   u32 aux_phase = 0;
 
-  for (u32 index = blockIdx.x; index < tiles; index += gridDim.x) {
-    const Tile tile = tile_at(index, shape);
-    const i32 row = tile.m + 64 * i32(consumer);
-
-    if constexpr (HAS_AUX) {
+  for (u32 index = first; index < tiles; index += clusters) {
+    const Tile tile = tile_at<V>(index, rank, shape);
+    if constexpr (V::HAS_AUX) {
+      constexpr int AUX_BOXES = V::BLOCK_N / 64;
       if (thread == 0) {
-        bulk_wait_read<0>(); // the store of the last tile has left the staging tile
-        mbarrier_arrive_expect(&shared.aux_full[consumer], STAGING_BYTES);
-        u8 *staging = shared.staging[consumer][0];
-        tma_load_3d(staging, aux, &shared.aux_full[consumer], tile.n, row, tile.batch);
-        tma_load_3d(staging + BOX_BYTES, aux, &shared.aux_full[consumer], tile.n + 64, row, tile.batch);
+        bulk_wait_read<0>(); // the stores of the last tile have left the staging boxes
+        mbarrier_arrive_expect(&shared.aux_full[consumer], AUX_BOXES * BOX_BYTES);
+#pragma unroll
+        for (int box = 0; box < AUX_BOXES; ++box)
+          tma_load_3d(shared.staging[consumer][box], aux, &shared.aux_full[consumer], tile.n + 64 * box, tile.m + 64 * i32(consumer), tile.batch);
       }
     }
-
-    // Products. One group stays in flight: a stage is released when the group after its own has been issued.
-    // NOTE: the first k-block is peeled. With the accumulators defined in a loop that starts with them undefined, ptxas 12.3
-    // serializes the products (C7515).
-    float d[64];
-    const auto multiply = [&](bool accumulate) {
-      const u32 s = ring.stage;
-      mbarrier_wait(&shared.full[s], ring.phase);
-      const u64 da = matrix_descriptor(shared_address(shared.a[s]) + consumer * BOX_BYTES, 16);
-      const u64 db = matrix_descriptor(shared_address(shared.b[s]), B_MAJOR == Major::K ? 16 : BOX_BYTES);
-      wgmma_fence();
-#pragma unroll
-      for (int k = 0; k < BLOCK_K / 16; ++k)
-        wgmma_n128<A_MAJOR, B_MAJOR>(d, da + k * K_STEP<A_MAJOR>, db + k * K_STEP<B_MAJOR>, accumulate || k != 0);
-      wgmma_commit();
-      ring.advance();
-    };
-    u32 previous = ring.stage;
-    multiply(false);
-    for (i32 kb = tile.k_begin + 1; kb < tile.k_end; ++kb) {
-      const u32 current = ring.stage;
-      multiply(true);
-      wgmma_wait<1>();
-      if (lane == 0) mbarrier_arrive(&shared.empty[previous]);
-      previous = current;
+    float d[P::ACCUMULATORS];
+    P::multiply_blocks(d, shared.stages, shared.barriers, ring, tile.k_end - tile.k_begin, consumer, lane, lead);
+    if constexpr (V::HAS_AUX) {
+      mbarrier_wait(&shared.aux_full[consumer], aux_phase);
+      aux_phase ^= 1;
     }
-    wgmma_wait<0>();
-    if (lane == 0) mbarrier_arrive(&shared.empty[previous]);
-    accumulator_barrier(d);
-
-    // Epilogue.
-    if constexpr (EPILOGUE == Epilogue::StoreF32) {
-      float *base = out_f32 + (u64(tile.batch) * shape.splits + tile.split) * u64(shape.m) * shape.n;
-      const i32 r = row + i32(16 * warp + lane / 4), c = tile.n + 2 * i32(lane % 4);
-      float *upper = base + u64(r) * shape.n + c, *lower = upper + 8 * u64(shape.n);
-#pragma unroll
-      for (int j = 0; j < BLOCK_N / 8; ++j) {
-        if (c + 8 * j < shape.n) {
-          if (r < shape.m) *reinterpret_cast<float2 *>(upper + 8 * j) = make_float2(d[4 * j], d[4 * j + 1]);
-          if (r + 8 < shape.m) *reinterpret_cast<float2 *>(lower + 8 * j) = make_float2(d[4 * j + 2], d[4 * j + 3]);
-        }
-      }
-    } else {
-      if constexpr (HAS_AUX) {
-        mbarrier_wait(&shared.aux_full[consumer], aux_phase);
-        aux_phase ^= 1;
-      } else {
-        if (thread == 0) bulk_wait_read<0>();
-        named_barrier_sync(1 + consumer, 128);
-      }
-      const u32 staging = shared_address(shared.staging[consumer][0]) + staging_row * 128;
-#pragma unroll
-      for (int j = 0; j < BLOCK_N / 16; ++j) {
-        const u32 address = staging + (j / 4) * BOX_BYTES + (((2 * (j % 4) + staging_chunk) ^ (staging_row & 7)) * 16);
-        const float *x = d + 8 * j;
-        u32 old[4] = {0, 0, 0, 0};
-        if constexpr (HAS_AUX) ldmatrix_x4(old, address);
-        u32 y[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) y[i] = finish_pair<EPILOGUE>(x[2 * i], x[2 * i + 1], old[i], shape.alpha, shape.beta);
-        stmatrix_x4(address, y[0], y[1], y[2], y[3]);
-        if constexpr (EPILOGUE == Epilogue::Leaky2) {
-          u32 q[4];
-#pragma unroll
-          for (int i = 0; i < 4; ++i) q[i] = pack_bf16(leaky2(bf16_low(y[i])), leaky2(bf16_high(y[i])));
-          stmatrix_x4(address + STAGING_BYTES, q[0], q[1], q[2], q[3]);
-        }
-      }
-      fence_proxy_async_shared();
-      named_barrier_sync(1 + consumer, 128);
-      if (thread == 0 && row < shape.m) {
-#pragma unroll
-        for (int box = 0; box < 2; ++box) {
-          const i32 column = tile.n + 64 * box;
-          if (column >= shape.n) break;
-          tma_store_3d(out, shared.staging[consumer][0] + box * BOX_BYTES, column, row, tile.batch);
-          if constexpr (EPILOGUE == Epilogue::Leaky2)
-            tma_store_3d(out2, shared.staging[consumer][1] + box * BOX_BYTES, column, row, tile.batch);
-        }
-        bulk_commit();
-      }
-    }
+    if constexpr (V::TO_F32) store_partial<V>(d, out_f32, tile, shape, consumer, thread);
+    else store_tile<V>(d, shared.staging[consumer], out, out2, tile, shape, consumer, thread);
   }
-  // The CTA's shared memory must outlive the reads of its last stores.
-  if (thread == 0) bulk_wait_read<0>();
+  // The CTA's shared memory must outlive the reads of its last stores, and the releases by the other CTA of the cluster.
+  if constexpr (!V::TO_F32) {
+    if (thread == 0) bulk_wait_read<0>();
+  }
+  if constexpr (V::CLUSTER > 1) cluster_sync();
 }
 
 } // namespace birdie
 
 using namespace birdie;
 
-// Entry points differ in nothing but majors and epilogue. Parameters that an epilogue does not use are not in its list.
+// Entry points differ in nothing but majors, epilogue and tile. Parameters that an epilogue does not use are not in its list.
 #define GEMM_SHAPE_PARAMETERS i32 m, i32 n, i32 k, i32 batches
-#define GEMM_BOUNDS extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #define MAP const __grid_constant__ TensorMap
+#define SQUARE extern "C" __global__ void __launch_bounds__(THREADS, 1)
+#define WIDE extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 1)
+#define ONE_SPLIT {m, n, k, batches, 1, ceil_div(k, BLOCK_K), 1.f, 0.f}
 
-#define GEMM_STORE(NAME, A_MAJOR, B_MAJOR)                                                                             \
-  GEMM_BOUNDS NAME(MAP a, MAP b, MAP out, GEMM_SHAPE_PARAMETERS) {                                                     \
-    gemm<A_MAJOR, B_MAJOR, Epilogue::Store>(&a, &b, &out, nullptr, nullptr, nullptr,                                   \
-                                            {m, n, k, batches, 1, ceil_div(k, BLOCK_K), 1.f, 0.f});                    \
+#define GEMM_STORE(TILE, NAME, A_MAJOR, B_MAJOR, EPILOGUE, BLOCK_N)                                                    \
+  TILE NAME(MAP a, MAP b, MAP out, GEMM_SHAPE_PARAMETERS) {                                                            \
+    gemm<A_MAJOR, B_MAJOR, Variant<EPILOGUE, BLOCK_N>>(&a, &b, &out, nullptr, nullptr, nullptr, ONE_SPLIT);            \
   }
-#define GEMM_ADD(NAME, A_MAJOR, B_MAJOR)                                                                               \
-  GEMM_BOUNDS NAME(MAP a, MAP b, MAP out, MAP aux, GEMM_SHAPE_PARAMETERS, float alpha, float beta) {                   \
-    gemm<A_MAJOR, B_MAJOR, Epilogue::Add>(&a, &b, &out, nullptr, &aux, nullptr,                                        \
-                                          {m, n, k, batches, 1, ceil_div(k, BLOCK_K), alpha, beta});                   \
+#define GEMM_ADD(TILE, NAME, A_MAJOR, B_MAJOR, EPILOGUE, BLOCK_N)                                                      \
+  TILE NAME(MAP a, MAP b, MAP out, MAP aux, GEMM_SHAPE_PARAMETERS, float alpha, float beta) {                          \
+    gemm<A_MAJOR, B_MAJOR, Variant<EPILOGUE, BLOCK_N>>(&a, &b, &out, nullptr, &aux, nullptr,                           \
+                                                       {m, n, k, batches, 1, ceil_div(k, BLOCK_K), alpha, beta});      \
   }
+#define GEMM_F32(TILE, NAME, A_MAJOR, B_MAJOR, BLOCK_N)                                                                \
+  TILE NAME(MAP a, MAP b, float *out_f32, GEMM_SHAPE_PARAMETERS, i32 splits, i32 k_blocks_per_split) {                 \
+    gemm<A_MAJOR, B_MAJOR, Variant<Epilogue::StoreF32, BLOCK_N>>(                                                      \
+        &a, &b, nullptr, nullptr, nullptr, out_f32, {m, n, k, batches, splits, k_blocks_per_split, 1.f, 0.f});         \
+  }
+#define GEMM_ACTIVATION(TILE, SUFFIX, BLOCK_N)                                                                         \
+  TILE gemm_nt_leaky2##SUFFIX(MAP a, MAP b, MAP out, MAP out2, GEMM_SHAPE_PARAMETERS) {                                \
+    gemm<Major::K, Major::K, Variant<Epilogue::Leaky2, BLOCK_N>>(&a, &b, &out, &out2, nullptr, nullptr, ONE_SPLIT);    \
+  }                                                                                                                    \
+  TILE gemm_nn_dleaky2##SUFFIX(MAP a, MAP b, MAP out, MAP aux, GEMM_SHAPE_PARAMETERS) {                                \
+    gemm<Major::K, Major::MN, Variant<Epilogue::DLeaky2, BLOCK_N>>(&a, &b, &out, nullptr, &aux, nullptr, ONE_SPLIT);   \
+  }
+#define GEMM_BOTH_TILES(TILE, SUFFIX, BLOCK_N)                                                                         \
+  GEMM_STORE(TILE, gemm_nt_bf16##SUFFIX, Major::K, Major::K, Epilogue::Store, BLOCK_N)                                 \
+  GEMM_STORE(TILE, gemm_nn_bf16##SUFFIX, Major::K, Major::MN, Epilogue::Store, BLOCK_N)                                \
+  GEMM_STORE(TILE, gemm_tn_bf16##SUFFIX, Major::MN, Major::MN, Epilogue::Store, BLOCK_N)                               \
+  GEMM_ADD(TILE, gemm_nt_add_bf16##SUFFIX, Major::K, Major::K, Epilogue::Add, BLOCK_N)                                 \
+  GEMM_ADD(TILE, gemm_nn_add_bf16##SUFFIX, Major::K, Major::MN, Epilogue::Add, BLOCK_N)                                \
+  GEMM_ACTIVATION(TILE, SUFFIX, BLOCK_N)                                                                               \
+  GEMM_F32(TILE, gemm_tn_f32##SUFFIX, Major::MN, Major::MN, BLOCK_N)                                                   \
+  GEMM_F32(TILE, gemm_nn_f32##SUFFIX, Major::K, Major::MN, BLOCK_N)
 
-GEMM_STORE(gemm_nt_bf16, Major::K, Major::K)
-GEMM_STORE(gemm_nn_bf16, Major::K, Major::MN)
-GEMM_STORE(gemm_tn_bf16, Major::MN, Major::MN)
-GEMM_ADD(gemm_nt_add_bf16, Major::K, Major::K)
-GEMM_ADD(gemm_nn_add_bf16, Major::K, Major::MN)
-
-GEMM_BOUNDS gemm_nt_leaky2(MAP a, MAP b, MAP out, MAP out2, GEMM_SHAPE_PARAMETERS) {
-  gemm<Major::K, Major::K, Epilogue::Leaky2>(&a, &b, &out, &out2, nullptr, nullptr,
-                                             {m, n, k, batches, 1, ceil_div(k, BLOCK_K), 1.f, 0.f});
-}
-GEMM_BOUNDS gemm_nn_dleaky2(MAP a, MAP b, MAP out, MAP aux, GEMM_SHAPE_PARAMETERS) {
-  gemm<Major::K, Major::MN, Epilogue::DLeaky2>(&a, &b, &out, nullptr, &aux, nullptr,
-                                               {m, n, k, batches, 1, ceil_div(k, BLOCK_K), 1.f, 0.f});
-}
-#define GEMM_F32(NAME, A_MAJOR, B_MAJOR)                                                                               \
-  GEMM_BOUNDS NAME(MAP a, MAP b, float *out_f32, GEMM_SHAPE_PARAMETERS, i32 splits, i32 k_blocks_per_split) {          \
-    gemm<A_MAJOR, B_MAJOR, Epilogue::StoreF32>(&a, &b, nullptr, nullptr, nullptr, out_f32,                             \
-                                               {m, n, k, batches, splits, k_blocks_per_split, 1.f, 0.f});              \
-  }
-GEMM_F32(gemm_tn_f32, Major::MN, Major::MN)
-GEMM_F32(gemm_nn_f32, Major::K, Major::MN)
+GEMM_BOTH_TILES(SQUARE, , 128)
+GEMM_BOTH_TILES(WIDE, _wide, 256)
+GEMM_STORE(SQUARE, gemm_nt_symmetric_bf16, Major::K, Major::K, Epilogue::Symmetric, 128)
+GEMM_STORE(SQUARE, gemm_tn_symmetric_bf16, Major::MN, Major::MN, Epilogue::Symmetric, 128)
+GEMM_ADD(SQUARE, gemm_nt_symmetric_add_bf16, Major::K, Major::K, Epilogue::SymmetricAdd, 128)
 
 // Second stage of a weight gradient: sums the splits in order, and turns the gradient of the folded weight W' = scale W
 // into those of W and scale.  G = sum_s partial[s, row_begin + r];  grad[r,c] (+)= scale[r] G[r,c];

@@ -9,6 +9,11 @@ __device__ __forceinline__ void named_barrier_sync(u32 id, u32 threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// ISA: "bar.arrive a, b": counts towards the same number without waiting.
+__device__ __forceinline__ void named_barrier_arrive(u32 id, u32 threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 // ISA: "setmaxnreg": all warps of a warpgroup give registers back or wait for more. A multiple of 8 in 24..256.
 template <int REGISTERS> __device__ __forceinline__ void registers_decrease() {
   static_assert(REGISTERS >= 24 && REGISTERS <= 256 && REGISTERS % 8 == 0, "setmaxnreg takes 24..256 in steps of 8");

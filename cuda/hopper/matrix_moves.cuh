@@ -20,6 +20,13 @@ __device__ __forceinline__ void stmatrix_x4(u32 address, u32 a, u32 b, u32 c, u3
                : "memory");
 }
 
+// The same with each tile transposed: lane l names the address of row l%8 of the transposed tile.
+__device__ __forceinline__ void stmatrix_x4_transposed(u32 address, u32 a, u32 b, u32 c, u32 d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b), "r"(c),
+               "r"(d)
+               : "memory");
+}
+
 // Byte offset of element (row, column) of a tile with rows of 64 bf16 = 128 bytes under the 128-byte swizzle: the 16-byte
 // chunk index is XORed with the row modulo 8. ISA: "swizzling modes". The tile must start at a multiple of 1024 bytes,
 // because the hardware swizzles the absolute address.

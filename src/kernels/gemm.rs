@@ -7,9 +7,11 @@ use super::{Checks, DevPtr, Kernels, Matrix, Work, address, with_alignment};
 use crate::driver::launch::Parameter;
 use crate::driver::tensor_map::TensorMap;
 
-const TILE: u64 = 128;
 const BLOCK_K: u64 = 64;
 const THREADS: u32 = 384;
+/// Multiprocessors of the device that tiles and splits are chosen for, an H100 SXM. Not those of the device that runs: results
+/// would depend on it.
+const MULTIPROCESSORS: u64 = 132;
 
 /// Which operand is transposed. `D` is `[m, n]` and the sum runs over `k`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,16 +24,140 @@ pub enum Orientation {
     Tn,
 }
 
-/// Dynamic shared memory of an entry point (`GemmShared` in the kernel file).
+/// The part of D that a CTA computes at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tile {
+    /// 128 x 128, every CTA for itself.
+    Square,
+    /// 128 x 256, two CTAs above one another load B together.
+    Wide,
+}
+
+/// What there is to know about a tile.
+struct TileFacts {
+    tile: Tile,
+    rows: u64,
+    columns: u64,
+    /// CTAs of a cluster.
+    cluster: u64,
+    /// Clocks that the tensor cores of a multiprocessor take for a k-block: 4096 FLOPs per clock.
+    clocks: u64,
+    /// Bytes per k-block that a CTA asks of L2.
+    l2_bytes: u64,
+}
+
+/// Bytes that L2 delivers per clock, to all multiprocessors together: measured on an H800 by arXiv 2402.13499, table V.
+const L2_BYTES_PER_CLOCK: u64 = 3942;
+
+const TILES: [TileFacts; 2] = [
+    // Large products. All 132 multiprocessors at once want 1097 clocks of L2 for a k-block that takes 1024 clocks to multiply: as good
+    // as balanced. Without the cluster it would be 1646, and 128 x 128 with a cluster asks for more, too.
+    TileFacts {
+        tile: Tile::Wide,
+        rows: 128,
+        columns: 256,
+        cluster: 2,
+        clocks: 1024,
+        l2_bytes: 16384 + 32768 / 2,
+    },
+    // Small products, where wide tiles would leave multiprocessors idle (Newton-Schulz on few 512 x 512), and narrow ones, where they
+    // would multiply zeros (N <= 128). With all multiprocessors at work L2 takes 1097 clocks for what is multiplied in 512.
+    // WHY NOT 64-row tiles: half the products per loaded byte, and no shape of the recipes has fewer than 64 x 132 rows
+    // and is on the critical path.
+    TileFacts {
+        tile: Tile::Square,
+        rows: 128,
+        columns: 128,
+        cluster: 1,
+        clocks: 512,
+        l2_bytes: 2 * 16384,
+    },
+];
+
+impl Tile {
+    fn facts(self) -> &'static TileFacts {
+        match self {
+            Tile::Wide => &TILES[0],
+            Tile::Square => &TILES[1],
+        }
+    }
+
+    /// The tile whose waves over an H100 are predicted to take least time, tensor cores or L2, whichever is slower; with equal times
+    /// the one that multiplies less.
+    pub fn of(m: u64, n: u64, batches: u64) -> Tile {
+        let best = TILES.iter().min_by_key(|t| {
+            let count = t.count(m, n) * batches;
+            let wave = |ctas: u64| {
+                let most = if ctas == 0 { 0 } else { t.clocks };
+                most.max(ctas * t.l2_bytes / L2_BYTES_PER_CLOCK)
+            };
+            let (waves, rest) = (count / MULTIPROCESSORS, count % MULTIPROCESSORS);
+            (waves * wave(MULTIPROCESSORS) + wave(rest), count * t.clocks)
+        });
+        best.expect("there are tiles").tile
+    }
+
+    /// The tile for sums that are cut along k: the cuts fill the device, so only padding speaks against wide tiles.
+    pub fn of_split(m: u64, n: u64) -> Tile {
+        if m > 128 && n > 128 {
+            Tile::Wide
+        } else {
+            Tile::Square
+        }
+    }
+
+    /// Bytes that a product reads through L2: each tile its rows and columns, less what a cluster shares.
+    pub fn l2_bytes(self, m: u64, n: u64, k: u64, batches: u64) -> u64 {
+        let facts = self.facts();
+        facts.count(m, n) * batches * k.div_ceil(BLOCK_K) * facts.l2_bytes
+    }
+}
+
+impl TileFacts {
+    /// CTA-sized tiles of an `[m, n]` matrix, whole clusters.
+    fn count(&self, m: u64, n: u64) -> u64 {
+        m.div_ceil(self.rows * self.cluster) * self.cluster * n.div_ceil(self.columns)
+    }
+}
+
+/// Into how many parts to cut k so that an `[m, n]` product fills an H100: as many as there are multiprocessors per tile, but at
+/// least 16 k-blocks each and at most 32 parts. Never leaves a part empty. A function of the shape alone: so the sums have the
+/// same bits on every device.
+pub fn splits(m: u64, n: u64, k: u64, batches: u64) -> u64 {
+    let blocks = k.div_ceil(BLOCK_K);
+    let each = blocks.div_ceil(most_splits(m, n, batches)).max(16);
+    blocks.div_ceil(each)
+}
+
+/// The most that [`splits`] says for any `k`.
+pub fn most_splits(m: u64, n: u64, batches: u64) -> u64 {
+    let tiles = Tile::of_split(m, n).facts().count(m, n) * batches;
+    (MULTIPROCESSORS / tiles).clamp(1, 32)
+}
+
+/// Dynamic shared memory of an entry point: `Variant` and `GemmShared` in the kernel file.
 pub(super) fn shared_bytes(entry: &str) -> u32 {
-    let staging = if entry.ends_with("_f32") {
-        2 * 1024
-    } else if entry.ends_with("_leaky2") {
-        2 * 2 * 16384
-    } else {
-        2 * 16384
+    let wide = entry.ends_with("_wide");
+    let symmetric = entry.contains("_symmetric");
+    let aux = entry.contains("_add_") || entry.contains("_dleaky2");
+    let (stages, stage) = match (wide, aux) {
+        (true, false) => (4, 16384 + 32768),
+        (true, true) => (3, 16384 + 32768),
+        (false, true) if symmetric => (5, 2 * 16384),
+        (false, _) => (6, 2 * 16384),
     };
-    with_alignment(4 * 2 * 16384 + staging + 10 * 8)
+    let boxes = match (aux, wide) {
+        (false, _) => 2,
+        (true, true) => 4,
+        (true, false) if symmetric => 4,
+        (true, false) => 2,
+    };
+    let staging = if entry.contains("_f32") {
+        2 * 16
+    } else {
+        2 * boxes * 8192
+    };
+    with_alignment(stages * stage + staging + (2 * stages + 2) * 8)
 }
 
 #[derive(Clone, Copy)]
@@ -61,10 +187,6 @@ impl Shape {
             k,
             batches: a.batches,
         })
-    }
-
-    fn tiles(self) -> u64 {
-        self.m.div_ceil(TILE) * self.n.div_ceil(TILE) * self.batches
     }
 
     fn ints(self, checks: Checks) -> Result<[i32; 4]> {
@@ -114,6 +236,12 @@ fn output_map(checks: Checks, argument: &str, shape: Shape, out: Matrix) -> Resu
     out.map(checks, argument, 64)
 }
 
+/// Square tiles on and below the diagonal.
+fn triangle(side: u64) -> u64 {
+    let tiles = side.div_ceil(128);
+    tiles * (tiles + 1) / 2
+}
+
 /// Operands of [`Kernels::split_reduce`]; see `cuda/README.md`.
 #[derive(Clone, Copy, Debug)]
 pub struct SplitReduce {
@@ -137,22 +265,39 @@ pub struct SplitReduce {
 }
 
 impl Kernels {
+    /// `ctas` tiles of this kind.
     fn gemm_launch(
         &self,
         stream: &Stream,
         entry: &'static str,
-        tiles: u64,
+        tile: Tile,
+        ctas: u64,
         parameters: &[&dyn Parameter],
     ) -> Result<()> {
-        let grid = tiles.min(u64::from(self.multiprocessors)) as u32;
+        let cluster = tile.facts().cluster;
+        let most = (u64::from(self.multiprocessors) / cluster).max(1) * cluster;
+        let wide;
+        let entry = match tile {
+            Tile::Square => entry,
+            Tile::Wide => {
+                wide = format!("{entry}_wide");
+                &wide
+            }
+        };
         self.launch(
             stream,
             entry,
-            [grid, 1, 1],
+            [ctas.min(most) as u32, 1, 1],
             THREADS,
             shared_bytes(entry),
             parameters,
         )
+    }
+
+    fn tile(&self, shape: Shape) -> (Tile, u64) {
+        let Shape { m, n, batches, .. } = shape;
+        let tile = self.tile.unwrap_or_else(|| Tile::of(m, n, batches));
+        (tile, tile.facts().count(m, n) * batches)
     }
 
     /// `out = D` in bf16.
@@ -174,10 +319,12 @@ impl Kernels {
         let (map_a, map_b) = operand_maps(checks, orientation, a, b)?;
         let map_out = output_map(checks, "out", shape, out)?;
         let [m, n, k, batches] = shape.ints(checks)?;
+        let (tile, ctas) = self.tile(shape);
         self.gemm_launch(
             stream,
             entry,
-            shape.tiles(),
+            tile,
+            ctas,
             &[&map_a, &map_b, &map_out, &m, &n, &k, &batches],
         )?;
         self.done(shape.work(2))
@@ -207,10 +354,75 @@ impl Kernels {
         let map_out = output_map(checks, "out", shape, out)?;
         let map_aux = output_map(checks, "aux", shape, aux)?;
         let [m, n, k, batches] = shape.ints(checks)?;
+        let (tile, ctas) = self.tile(shape);
         self.gemm_launch(
             stream,
             entry,
-            shape.tiles(),
+            tile,
+            ctas,
+            &[
+                &map_a, &map_b, &map_out, &map_aux, &m, &n, &k, &batches, &alpha, &beta,
+            ],
+        )?;
+        Ok(shape.work(4))
+    }
+
+    /// `out = a b` where that is known to be symmetric (`b = a` transposed, or a power of a symmetric matrix), in bf16: NT or TN. Tiles
+    /// below the diagonal are computed and stored twice.
+    pub fn gemm_symmetric(
+        &self,
+        stream: &Stream,
+        orientation: Orientation,
+        a: Matrix,
+        out: Matrix,
+    ) -> Result<Work> {
+        let entry = match orientation {
+            Orientation::Nt => "gemm_nt_symmetric_bf16",
+            Orientation::Tn => "gemm_tn_symmetric_bf16",
+            Orientation::Nn => anyhow::bail!("kernel gemm_nn_symmetric_bf16 does not exist"),
+        };
+        let checks = Checks(entry);
+        let shape = Shape::of(checks, orientation, a, a)?;
+        let (map_a, map_b) = operand_maps(checks, orientation, a, a)?;
+        let map_out = output_map(checks, "out", shape, out)?;
+        let [m, n, k, batches] = shape.ints(checks)?;
+        self.gemm_launch(
+            stream,
+            entry,
+            Tile::Square,
+            triangle(shape.n) * shape.batches,
+            &[&map_a, &map_b, &map_out, &m, &n, &k, &batches],
+        )?;
+        Ok(shape.work(2))
+    }
+
+    /// `out = alpha a a + beta aux` in bf16 for symmetric `a` and `aux`. `aux` must not be `out`: a tile's mirror image is written
+    /// while other tiles read theirs.
+    #[allow(clippy::too_many_arguments)] // the operands of one product
+    pub fn gemm_symmetric_add(
+        &self,
+        stream: &Stream,
+        a: Matrix,
+        out: Matrix,
+        aux: Matrix,
+        alpha: f32,
+        beta: f32,
+    ) -> Result<Work> {
+        let entry = "gemm_nt_symmetric_add_bf16";
+        let checks = Checks(entry);
+        let shape = Shape::of(checks, Orientation::Nt, a, a)?;
+        checks.limit(out.pointer.address != aux.pointer.address, || {
+            "aux is out".into()
+        })?;
+        let (map_a, map_b) = operand_maps(checks, Orientation::Nt, a, a)?;
+        let map_out = output_map(checks, "out", shape, out)?;
+        let map_aux = output_map(checks, "aux", shape, aux)?;
+        let [m, n, k, batches] = shape.ints(checks)?;
+        self.gemm_launch(
+            stream,
+            entry,
+            Tile::Square,
+            triangle(shape.n) * shape.batches,
             &[
                 &map_a, &map_b, &map_out, &map_aux, &m, &n, &k, &batches, &alpha, &beta,
             ],
@@ -234,10 +446,12 @@ impl Kernels {
         let map_out = output_map(checks, "pre", shape, pre)?;
         let map_out2 = output_map(checks, "activated", shape, activated)?;
         let [m, n, k, batches] = shape.ints(checks)?;
+        let (tile, ctas) = self.tile(shape);
         self.gemm_launch(
             stream,
             entry,
-            shape.tiles(),
+            tile,
+            ctas,
             &[&map_a, &map_b, &map_out, &map_out2, &m, &n, &k, &batches],
         )?;
         self.done(shape.work(4))
@@ -259,23 +473,15 @@ impl Kernels {
         let map_out = output_map(checks, "out", shape, out)?;
         let map_pre = output_map(checks, "pre", shape, pre)?;
         let [m, n, k, batches] = shape.ints(checks)?;
+        let (tile, ctas) = self.tile(shape);
         self.gemm_launch(
             stream,
             entry,
-            shape.tiles(),
+            tile,
+            ctas,
             &[&map_a, &map_b, &map_out, &map_pre, &m, &n, &k, &batches],
         )?;
         self.done(shape.work(4))
-    }
-
-    /// Into how many parts to cut k so that an `[m, n]` product fills the device: as many as there are multiprocessors per tile,
-    /// but at least 16 k-blocks each and at most 32 parts. Never leaves a part empty.
-    pub fn gemm_splits(&self, m: u64, n: u64, k: u64, batches: u64) -> u64 {
-        let tiles = m.div_ceil(TILE) * n.div_ceil(TILE) * batches;
-        let blocks = k.div_ceil(BLOCK_K);
-        let wanted = (u64::from(self.multiprocessors) / tiles).clamp(1, 32);
-        let each = blocks.div_ceil(wanted).max(16);
-        blocks.div_ceil(each)
     }
 
     /// `partial[split] =` the part of D that comes from the split's range of k, f32 `[batches, splits, m, n]`. One split is D
@@ -319,10 +525,14 @@ impl Kernels {
         )?;
         let [m, n, k, batches] = shape.ints(checks)?;
         let (splits_int, each_int) = (splits as i32, each as i32);
+        let tile = self
+            .tile
+            .unwrap_or_else(|| Tile::of_split(shape.m, shape.n));
         self.gemm_launch(
             stream,
             entry,
-            shape.tiles() * splits,
+            tile,
+            tile.facts().count(shape.m, shape.n) * shape.batches * splits,
             &[
                 &map_a,
                 &map_b,

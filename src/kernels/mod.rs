@@ -26,6 +26,7 @@ pub mod step_values;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ops::AddAssign;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use cust::context::CurrentContext;
@@ -101,12 +102,14 @@ pub const FILES: [&str; 11] = [
 ];
 
 /// All kernels, loaded into the current context.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Kernels {
-    functions: HashMap<&'static str, Function>,
+    functions: Arc<HashMap<&'static str, Function>>,
     /// Keep the functions valid.
-    _modules: Vec<Module>,
+    _modules: Arc<Vec<Module>>,
     multiprocessors: u32,
+    /// The tile of all matrix products, whatever their shape.
+    tile: Option<gemm::Tile>,
 }
 
 impl Kernels {
@@ -132,15 +135,26 @@ impl Kernels {
             modules.push(module);
         }
         Ok(Self {
-            functions,
-            _modules: modules,
+            functions: Arc::new(functions),
+            _modules: Arc::new(modules),
             multiprocessors: multiprocessors()?,
+            tile: None,
         })
     }
 
     /// Multiprocessors of the device: the size of a persistent grid.
     pub fn multiprocessors(&self) -> u32 {
         self.multiprocessors
+    }
+
+    /// The same kernels with every matrix product on this tile, and persistent grids for this many multiprocessors: to test and to
+    /// compare them.
+    pub fn with_tile(&self, tile: gemm::Tile, multiprocessors: u32) -> Self {
+        Self {
+            tile: Some(tile),
+            multiprocessors,
+            ..self.clone()
+        }
     }
 
     fn launch(

@@ -163,8 +163,9 @@ impl Kernels {
             } else {
                 Orientation::Nt
             };
-            work += self.gemm(stream, orientation, x, x, gram)?;
-            work += self.gemm_add(stream, Orientation::Nt, gram, gram, polynomial, gram, C, B)?;
+            // Both products are symmetric: a tile serves for its mirror image.
+            work += self.gemm_symmetric(stream, orientation, x, gram)?;
+            work += self.gemm_symmetric_add(stream, gram, polynomial, gram, C, B)?;
             work += if tall {
                 // The polynomial is symmetric, so X P is X P^T.
                 self.gemm_add(stream, Orientation::Nt, x, polynomial, next, x, 1.0, A)?

@@ -14,7 +14,7 @@ use crate::arena::Tensor;
 use crate::kernels::attention_output::{AttentionOutputGradients, attention_output_partials};
 use crate::kernels::embedding::{Segments, embedding_partials};
 use crate::kernels::flat_grid;
-use crate::kernels::gemm::{Orientation, SplitReduce};
+use crate::kernels::gemm::{self, Orientation, SplitReduce};
 use crate::kernels::head_loss::loss_partials;
 use crate::kernels::norm_mix::{MixGradients, row_partials};
 use crate::kernels::qkv::{FirstRole, QkvGradients, ValueMix};
@@ -559,7 +559,7 @@ impl Network {
             )?;
             kernels.split_reduce(stream, reduce)?;
             let name = format!("{prefix}.proj.weight");
-            let splits = kernels.gemm_splits(width as u64, dim as u64, rows as u64, 1);
+            let splits = gemm::splits(width as u64, dim as u64, rows as u64, 1);
             kernels.gemm_f32(
                 stream,
                 Orientation::Tn,
@@ -633,7 +633,7 @@ impl Network {
     ) -> Result<()> {
         let (kernels, stream) = (&device.kernels, &device.stream);
         let split = device.at(self.workspace.split);
-        let splits = kernels.gemm_splits(dy.columns, x.columns, dy.rows, 1);
+        let splits = gemm::splits(dy.columns, x.columns, dy.rows, 1);
         kernels.gemm_f32(stream, Orientation::Tn, dy, x, split, splits)?;
         for piece in pieces {
             let scale = piece.scale.as_ref();

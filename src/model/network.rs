@@ -19,7 +19,7 @@ use crate::kernels::attention_forward::AttentionShape;
 use crate::kernels::attention_output::attention_output_partials;
 use crate::kernels::embedding::{embedding_partials, segment_chunks};
 use crate::kernels::flat_grid;
-use crate::kernels::gemm::Orientation;
+use crate::kernels::gemm::{self, Orientation};
 use crate::kernels::head_loss::loss_partials;
 use crate::kernels::norm_mix::row_partials;
 use crate::kernels::qkv::qkv_partials;
@@ -393,9 +393,7 @@ fn weight_products(config: &Config) -> Vec<(usize, usize)> {
     shapes
 }
 
-/// f32 elements of the splits of a weight gradient. More multiprocessors than any Hopper device has make no more splits.
+/// f32 elements of the splits of a weight gradient.
 fn split_elements((m, n): (usize, usize)) -> usize {
-    const MULTIPROCESSORS: usize = 160;
-    let tiles = m.div_ceil(128) * n.div_ceil(128);
-    m * n * (MULTIPROCESSORS / tiles).clamp(1, 32)
+    m * n * gemm::most_splits(m as u64, n as u64, 1) as usize
 }

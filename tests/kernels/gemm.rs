@@ -1,5 +1,5 @@
-use birdie::kernels::Matrix;
-use birdie::kernels::gemm::{Orientation, SplitReduce};
+use birdie::kernels::gemm::{Orientation, SplitReduce, Tile, splits};
+use birdie::kernels::{Kernels, Matrix};
 
 use crate::device::Gpu;
 use crate::numbers::{Random, assert_bf16, assert_close, assert_f32, bf16};
@@ -81,44 +81,53 @@ impl Case {
     }
 }
 
+/// The kernels with each tile, for a device with more and with fewer multiprocessors than tiles.
+fn tiles(gpu: &Gpu) -> [(Tile, Kernels); 2] {
+    [(Tile::Square, 4), (Tile::Wide, 6)].map(|(tile, sms)| (tile, gpu.kernels.with_tile(tile, sms)))
+}
+
 /// batches, m, n, k: the smallest, edges in every direction, more k-blocks than stages, several tiles per CTA, batches.
-const SHAPES: [[u64; 4]; 6] = [
+/// With 256 rows and more the leading warpgroup has its lead, with 3 x 256 columns wide tiles are clipped to a part of one box.
+const SHAPES: [[u64; 4]; 8] = [
     [1, 64, 64, 64],
     [1, 128, 128, 128],
     [1, 200, 144, 80],
     [1, 72, 16, 400],
     [1, 640, 384, 64],
     [3, 136, 136, 72],
+    [1, 520, 528, 464],
+    [1, 256, 264, 1024],
 ];
 
 #[test]
 fn bf16_products() {
     let gpu = Gpu::new();
-    for orientation in [Orientation::Nt, Orientation::Nn, Orientation::Tn] {
-        for (i, shape) in SHAPES.into_iter().enumerate() {
-            let case = Case::new(i as u64, orientation, shape);
-            let (a, b) = (gpu.bf16(&case.a), gpu.bf16(&case.b));
-            let [batches, m, n, _] = shape;
-            let out = gpu.poison(2 * batches * m * n);
-            let (left, right) = case.matrices(&a, &b);
-            let work = gpu
-                .kernels
-                .gemm(
-                    &gpu.stream,
-                    orientation,
-                    left,
-                    right,
-                    Matrix::batch(out.ptr(), batches, m, n),
-                )
-                .unwrap();
-            assert_eq!(work.flops, 2 * shape.iter().product::<u64>());
-            gpu.wait();
-            assert_bf16(
-                &format!("{orientation:?} {shape:?}"),
-                &out.read_bf16(),
-                &case.want(),
-                1.0,
-            );
+    for (tile, kernels) in &tiles(&gpu) {
+        for orientation in [Orientation::Nt, Orientation::Nn, Orientation::Tn] {
+            for (i, shape) in SHAPES.into_iter().enumerate() {
+                let case = Case::new(i as u64, orientation, shape);
+                let (a, b) = (gpu.bf16(&case.a), gpu.bf16(&case.b));
+                let [batches, m, n, _] = shape;
+                let out = gpu.poison(2 * batches * m * n);
+                let (left, right) = case.matrices(&a, &b);
+                let work = kernels
+                    .gemm(
+                        &gpu.stream,
+                        orientation,
+                        left,
+                        right,
+                        Matrix::batch(out.ptr(), batches, m, n),
+                    )
+                    .unwrap();
+                assert_eq!(work.flops, 2 * shape.iter().product::<u64>());
+                gpu.wait();
+                assert_bf16(
+                    &format!("{tile:?} {orientation:?} {shape:?}"),
+                    &out.read_bf16(),
+                    &case.want(),
+                    1.0,
+                );
+            }
         }
     }
 }
@@ -126,42 +135,44 @@ fn bf16_products() {
 #[test]
 fn add_epilogue() {
     let gpu = Gpu::new();
-    for orientation in [Orientation::Nt, Orientation::Nn] {
-        for (i, shape) in SHAPES.into_iter().enumerate() {
-            let case = Case::new(10 + i as u64, orientation, shape);
-            let [batches, m, n, _] = shape;
-            let aux = Random::new(20 + i as u64).bf16(batches * m * n, 1.0);
-            let (a, b, aux_buffer) = (gpu.bf16(&case.a), gpu.bf16(&case.b), gpu.bf16(&aux));
-            // In place for every other shape.
-            let separate = gpu.poison(2 * batches * m * n);
-            let out = if i % 2 == 0 { &separate } else { &aux_buffer };
-            let matrix = |p| Matrix::batch(p, batches, m, n);
-            let (left, right) = case.matrices(&a, &b);
-            gpu.kernels
-                .gemm_add(
-                    &gpu.stream,
-                    orientation,
-                    left,
-                    right,
-                    matrix(out.ptr()),
-                    matrix(aux_buffer.ptr()),
-                    2.0,
-                    -0.5,
-                )
-                .unwrap();
-            gpu.wait();
-            let want: Vec<f64> = case
-                .want()
-                .iter()
-                .zip(&aux)
-                .map(|(d, x)| 2.0 * d - 0.5 * x)
-                .collect();
-            assert_bf16(
-                &format!("{orientation:?} {shape:?}"),
-                &out.read_bf16(),
-                &want,
-                1.0,
-            );
+    for (tile, kernels) in &tiles(&gpu) {
+        for orientation in [Orientation::Nt, Orientation::Nn] {
+            for (i, shape) in SHAPES.into_iter().enumerate() {
+                let case = Case::new(10 + i as u64, orientation, shape);
+                let [batches, m, n, _] = shape;
+                let aux = Random::new(20 + i as u64).bf16(batches * m * n, 1.0);
+                let (a, b, aux_buffer) = (gpu.bf16(&case.a), gpu.bf16(&case.b), gpu.bf16(&aux));
+                // In place for every other shape.
+                let separate = gpu.poison(2 * batches * m * n);
+                let out = if i % 2 == 0 { &separate } else { &aux_buffer };
+                let matrix = |p| Matrix::batch(p, batches, m, n);
+                let (left, right) = case.matrices(&a, &b);
+                kernels
+                    .gemm_add(
+                        &gpu.stream,
+                        orientation,
+                        left,
+                        right,
+                        matrix(out.ptr()),
+                        matrix(aux_buffer.ptr()),
+                        2.0,
+                        -0.5,
+                    )
+                    .unwrap();
+                gpu.wait();
+                let want: Vec<f64> = case
+                    .want()
+                    .iter()
+                    .zip(&aux)
+                    .map(|(d, x)| 2.0 * d - 0.5 * x)
+                    .collect();
+                assert_bf16(
+                    &format!("{tile:?} {orientation:?} {shape:?}"),
+                    &out.read_bf16(),
+                    &want,
+                    1.0,
+                );
+            }
         }
     }
 }
@@ -169,149 +180,159 @@ fn add_epilogue() {
 #[test]
 fn activation_and_its_derivative() {
     let gpu = Gpu::new();
-    for (i, shape) in SHAPES.into_iter().enumerate() {
-        let [batches, m, n, _] = shape;
-        let matrix = |p| Matrix::batch(p, batches, m, n);
-        let case = Case::new(30 + i as u64, Orientation::Nt, shape);
-        let (a, b) = (gpu.bf16(&case.a), gpu.bf16(&case.b));
-        let (pre, activated) = (
-            gpu.poison(2 * batches * m * n),
-            gpu.poison(2 * batches * m * n),
-        );
-        let (left, right) = case.matrices(&a, &b);
-        gpu.kernels
-            .gemm_leaky2(
-                &gpu.stream,
-                left,
-                right,
-                matrix(pre.ptr()),
-                matrix(activated.ptr()),
-            )
-            .unwrap();
-        gpu.wait();
-        let p = pre.read_bf16();
-        assert_bf16(&format!("pre-activation {shape:?}"), &p, &case.want(), 1.0);
-        let want: Vec<f64> = p
-            .iter()
-            .map(|&p| bf16(if p > 0.0 { p * p } else { 0.25 * p * p }))
-            .collect();
-        assert_eq!(activated.read_bf16(), want, "activation {shape:?}");
+    for (tile, kernels) in &tiles(&gpu) {
+        for (i, shape) in SHAPES.into_iter().enumerate() {
+            let [batches, m, n, _] = shape;
+            let matrix = |p| Matrix::batch(p, batches, m, n);
+            let case = Case::new(30 + i as u64, Orientation::Nt, shape);
+            let (a, b) = (gpu.bf16(&case.a), gpu.bf16(&case.b));
+            let (pre, activated) = (
+                gpu.poison(2 * batches * m * n),
+                gpu.poison(2 * batches * m * n),
+            );
+            let (left, right) = case.matrices(&a, &b);
+            kernels
+                .gemm_leaky2(
+                    &gpu.stream,
+                    left,
+                    right,
+                    matrix(pre.ptr()),
+                    matrix(activated.ptr()),
+                )
+                .unwrap();
+            gpu.wait();
+            let p = pre.read_bf16();
+            assert_bf16(
+                &format!("{tile:?} pre-activation {shape:?}"),
+                &p,
+                &case.want(),
+                1.0,
+            );
+            let want: Vec<f64> = p
+                .iter()
+                .map(|&p| bf16(if p > 0.0 { p * p } else { 0.25 * p * p }))
+                .collect();
+            assert_eq!(activated.read_bf16(), want, "activation {shape:?}");
 
-        let back = Case::new(40 + i as u64, Orientation::Nn, shape);
-        let (a, b) = (gpu.bf16(&back.a), gpu.bf16(&back.b));
-        let out = gpu.poison(2 * batches * m * n);
-        let (left, right) = back.matrices(&a, &b);
-        gpu.kernels
-            .gemm_dleaky2(
-                &gpu.stream,
-                left,
-                right,
-                matrix(out.ptr()),
-                matrix(pre.ptr()),
-            )
-            .unwrap();
-        gpu.wait();
-        let want: Vec<f64> = back
-            .want()
-            .iter()
-            .zip(&p)
-            .map(|(d, &p)| d * if p > 0.0 { 2.0 * p } else { 0.5 * p })
-            .collect();
-        assert_close(
-            &format!("derivative {shape:?}"),
-            &out.read_bf16(),
-            &want,
-            0.012,
-            0.01,
-        );
+            let back = Case::new(40 + i as u64, Orientation::Nn, shape);
+            let (a, b) = (gpu.bf16(&back.a), gpu.bf16(&back.b));
+            let out = gpu.poison(2 * batches * m * n);
+            let (left, right) = back.matrices(&a, &b);
+            kernels
+                .gemm_dleaky2(
+                    &gpu.stream,
+                    left,
+                    right,
+                    matrix(out.ptr()),
+                    matrix(pre.ptr()),
+                )
+                .unwrap();
+            gpu.wait();
+            let want: Vec<f64> = back
+                .want()
+                .iter()
+                .zip(&p)
+                .map(|(d, &p)| d * if p > 0.0 { 2.0 * p } else { 0.5 * p })
+                .collect();
+            assert_close(
+                &format!("{tile:?} derivative {shape:?}"),
+                &out.read_bf16(),
+                &want,
+                0.012,
+                0.01,
+            );
+        }
     }
 }
 
 #[test]
 fn split_sums_and_their_reduction() {
     let gpu = Gpu::new();
-    for orientation in [Orientation::Nn, Orientation::Tn] {
-        for (i, (shape, splits)) in [
-            ([1, 64, 64, 64], 1),
-            ([1, 144, 136, 1000], 4),
-            ([1, 128, 64, 640], 5),
-            ([2, 72, 80, 304], 2),
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            let case = Case::new(50 + i as u64, orientation, shape);
-            let [batches, m, n, _] = shape;
-            let (a, b) = (gpu.bf16(&case.a), gpu.bf16(&case.b));
-            let partial = gpu.poison(4 * batches * splits * m * n);
-            let (left, right) = case.matrices(&a, &b);
-            gpu.kernels
-                .gemm_f32(&gpu.stream, orientation, left, right, partial.ptr(), splits)
-                .unwrap();
-            gpu.wait();
-            let parts = partial.read_f32();
-            let size = (m * n) as usize;
-            let sums: Vec<f64> = parts
-                .chunks_exact(size * splits as usize)
-                .flat_map(|batch| {
-                    (0..size)
-                        .map(|e| batch.iter().skip(e).step_by(size).sum::<f64>())
-                        .collect::<Vec<_>>()
-                })
-                .collect();
-            let want = case.want();
-            assert_f32(
-                &format!("sum of splits {orientation:?} {shape:?}"),
-                &sums,
-                &want,
-                1.0,
-            );
-            if batches > 1 {
-                continue;
-            }
+    for (tile, kernels) in &tiles(&gpu) {
+        for orientation in [Orientation::Nn, Orientation::Tn] {
+            for (i, (shape, splits)) in [
+                ([1, 64, 64, 64], 1),
+                ([1, 144, 136, 1000], 4),
+                ([1, 128, 64, 640], 5),
+                ([2, 72, 80, 304], 2),
+                ([1, 264, 272, 2048], 3),
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                let case = Case::new(50 + i as u64, orientation, shape);
+                let [batches, m, n, _] = shape;
+                let (a, b) = (gpu.bf16(&case.a), gpu.bf16(&case.b));
+                let partial = gpu.poison(4 * batches * splits * m * n);
+                let (left, right) = case.matrices(&a, &b);
+                kernels
+                    .gemm_f32(&gpu.stream, orientation, left, right, partial.ptr(), splits)
+                    .unwrap();
+                gpu.wait();
+                let parts = partial.read_f32();
+                let size = (m * n) as usize;
+                let sums: Vec<f64> = parts
+                    .chunks_exact(size * splits as usize)
+                    .flat_map(|batch| {
+                        (0..size)
+                            .map(|e| batch.iter().skip(e).step_by(size).sum::<f64>())
+                            .collect::<Vec<_>>()
+                    })
+                    .collect();
+                let want = case.want();
+                assert_f32(
+                    &format!("{tile:?} sum of splits {orientation:?} {shape:?}"),
+                    &sums,
+                    &want,
+                    1.0,
+                );
+                if batches > 1 {
+                    continue;
+                }
 
-            // The lower half of the rows, scaled and added to an old gradient.
-            let (begin, rows) = (m / 2, m - m / 2);
-            let mut random = Random::new(60 + i as u64);
-            let (scale, weight) = (random.f32(rows, 1.0), random.f32(rows * n, 1.0));
-            let (old, old_scale) = (random.f32(rows * n, 1.0), random.f32(rows, 1.0));
-            let (scale_d, weight_d) = (gpu.f32(&scale), gpu.f32(&weight));
-            let (grad, scale_grad) = (gpu.f32(&old), gpu.f32(&old_scale));
-            gpu.kernels
-                .split_reduce(
-                    &gpu.stream,
-                    SplitReduce {
-                        partial: partial.ptr(),
-                        splits,
-                        partial_rows: m,
-                        row_begin: begin,
-                        rows,
-                        columns: n,
-                        scale: Some(scale_d.ptr()),
-                        one_scale: false,
-                        weight: Some(weight_d.ptr()),
-                        grad: grad.ptr(),
-                        scale_grad: Some(scale_grad.ptr()),
-                        accumulate: true,
-                    },
-                )
-                .unwrap();
-            gpu.wait();
-            let n = n as usize;
-            let lower = &want[begin as usize * n..];
-            let want_grad: Vec<f64> = (0..lower.len())
-                .map(|e| old[e] + scale[e / n] * lower[e])
-                .collect();
-            let want_scale: Vec<f64> = (0..rows as usize)
-                .map(|r| {
-                    old_scale[r]
-                        + (0..n)
-                            .map(|c| weight[r * n + c] * lower[r * n + c])
-                            .sum::<f64>()
-                })
-                .collect();
-            assert_f32("weight gradient", &grad.read_f32(), &want_grad, 1.0);
-            assert_f32("scale gradient", &scale_grad.read_f32(), &want_scale, 10.0);
+                // The lower half of the rows, scaled and added to an old gradient.
+                let (begin, rows) = (m / 2, m - m / 2);
+                let mut random = Random::new(60 + i as u64);
+                let (scale, weight) = (random.f32(rows, 1.0), random.f32(rows * n, 1.0));
+                let (old, old_scale) = (random.f32(rows * n, 1.0), random.f32(rows, 1.0));
+                let (scale_d, weight_d) = (gpu.f32(&scale), gpu.f32(&weight));
+                let (grad, scale_grad) = (gpu.f32(&old), gpu.f32(&old_scale));
+                kernels
+                    .split_reduce(
+                        &gpu.stream,
+                        SplitReduce {
+                            partial: partial.ptr(),
+                            splits,
+                            partial_rows: m,
+                            row_begin: begin,
+                            rows,
+                            columns: n,
+                            scale: Some(scale_d.ptr()),
+                            one_scale: false,
+                            weight: Some(weight_d.ptr()),
+                            grad: grad.ptr(),
+                            scale_grad: Some(scale_grad.ptr()),
+                            accumulate: true,
+                        },
+                    )
+                    .unwrap();
+                gpu.wait();
+                let n = n as usize;
+                let lower = &want[begin as usize * n..];
+                let want_grad: Vec<f64> = (0..lower.len())
+                    .map(|e| old[e] + scale[e / n] * lower[e])
+                    .collect();
+                let want_scale: Vec<f64> = (0..rows as usize)
+                    .map(|r| {
+                        old_scale[r]
+                            + (0..n)
+                                .map(|c| weight[r * n + c] * lower[r * n + c])
+                                .sum::<f64>()
+                    })
+                    .collect();
+                assert_f32("weight gradient", &grad.read_f32(), &want_grad, 1.0);
+                assert_f32("scale gradient", &scale_grad.read_f32(), &want_scale, 10.0);
+            }
         }
     }
 }
@@ -333,6 +354,129 @@ fn same_inputs_give_the_same_bits() {
         })
         .collect();
     assert!(runs[0] == runs[1]);
+}
+
+#[test]
+fn a_tile_and_its_mirror_image() {
+    let gpu = Gpu::new();
+    for (i, (batches, side, k)) in [
+        (1u64, 64u64, 64u64),
+        (2, 136, 72),
+        (1, 384, 400),
+        (2, 264, 128),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for orientation in [Orientation::Nt, Orientation::Tn] {
+            let what = format!("{orientation:?} {batches} x {side} x {k}");
+            let mut case = Case::new(80 + i as u64, orientation, [batches, side, side, k]);
+            case.b = case.a.clone();
+            let a = gpu.bf16(&case.a);
+            let out = gpu.poison(2 * batches * side * side);
+            let square = |p| Matrix::batch(p, batches, side, side);
+            let (left, _) = case.matrices(&a, &a);
+            gpu.kernels
+                .gemm_symmetric(&gpu.stream, orientation, left, square(out.ptr()))
+                .unwrap();
+            gpu.wait();
+            let gram = out.read_bf16();
+            assert_bf16(&what, &gram, &case.want(), 1.0);
+
+            let sum = gpu.poison(2 * batches * side * side);
+            gpu.kernels
+                .gemm_symmetric_add(
+                    &gpu.stream,
+                    square(out.ptr()),
+                    square(sum.ptr()),
+                    square(out.ptr()),
+                    0.25,
+                    -2.0,
+                )
+                .unwrap();
+            gpu.wait();
+            let sums = sum.read_bf16();
+            let shape = [batches, side, side, side];
+            let want: Vec<f64> = product(Orientation::Nt, &gram, &gram, shape)
+                .iter()
+                .zip(&gram)
+                .map(|(d, a)| 0.25 * d - 2.0 * a)
+                .collect();
+            assert_close(&format!("sum of {what}"), &sums, &want, 0.006, 0.02);
+            let n = side as usize;
+            for matrix in gram.chunks_exact(n * n).chain(sums.chunks_exact(n * n)) {
+                let mirrored = (0..n * n).all(|e| matrix[e] == matrix[e % n * n + e / n]);
+                assert!(mirrored, "{what} is not symmetric");
+            }
+        }
+    }
+}
+
+#[test]
+fn bits_depend_on_shapes_alone() {
+    let gpu = Gpu::new();
+    let case = Case::new(71, Orientation::Tn, [1, 264, 272, 2500]);
+    let (a, b) = (gpu.bf16(&case.a), gpu.bf16(&case.b));
+    let (left, right) = case.matrices(&a, &b);
+    let parts = splits(264, 272, 2500, 1);
+    assert_eq!(parts, 3);
+    let mut results = Vec::new();
+    for multiprocessors in [2, 4, 5, 132] {
+        for tile in [Tile::Square, Tile::Wide] {
+            let kernels = gpu.kernels.with_tile(tile, multiprocessors);
+            let partial = gpu.poison(4 * parts * 264 * 272);
+            kernels
+                .gemm_f32(
+                    &gpu.stream,
+                    Orientation::Tn,
+                    left,
+                    right,
+                    partial.ptr(),
+                    parts,
+                )
+                .unwrap();
+            gpu.wait();
+            results.push(partial.bytes());
+        }
+    }
+    assert!(results.iter().all(|r| *r == results[0]));
+}
+
+/// What the table says about the products of the recipes' full-size models.
+#[test]
+fn tiles_of_the_recipes() {
+    let tokens = 98_304;
+    for (n, k) in [
+        (1024, 512),
+        (512, 512),
+        (1536, 512),
+        (512, 1536),
+        (512, 1024),
+    ] {
+        assert_eq!(Tile::of(tokens, n, 1), Tile::Wide, "{n} x {k}");
+        let l2 = |tile: Tile| tile.l2_bytes(tokens, n, k, 1);
+        assert_eq!(l2(Tile::Square), 2 * l2(Tile::Wide));
+    }
+    assert_eq!(
+        Tile::of(tokens, 64, 1),
+        Tile::Square,
+        "wide tiles would multiply zeros"
+    );
+    assert_eq!(Tile::of(2048, 128, 1), Tile::Square);
+    assert_eq!(
+        Tile::of(512, 512, 6),
+        Tile::Square,
+        "96 tiles in one wave of short ones"
+    );
+    // Weight gradients: a wave of up to 132.
+    for ((m, n), parts) in [
+        ((1024, 512), 8),
+        ((512, 512), 16),
+        ((1536, 512), 5),
+        ((512, 1536), 5),
+    ] {
+        assert_eq!(splits(m, n, tokens, 1), parts, "{m} x {n}");
+    }
 }
 
 #[test]
