@@ -10,6 +10,7 @@ mod inspect;
 mod pack;
 mod parity;
 mod recipe;
+mod tokenizer;
 mod train;
 mod weights;
 
@@ -74,6 +75,9 @@ enum Command {
     Export(weights::ExportArgs),
     /// Make a run whose checkpoint holds weights from safetensors.
     Import(weights::ImportArgs),
+    /// Train a tokenizer on a text, or turn a text into shards of tokens.
+    #[command(subcommand)]
+    Tokenizer(tokenizer::TokenizerCommand),
     /// List the recipes, or print the reference of all keys.
     Recipe(recipe::RecipeArgs),
 }
@@ -145,6 +149,7 @@ fn execute(cli: Cli, backend: Backend) -> Result<u8> {
         Command::Doctor(args) => doctor::run(&args, backend),
         Command::Export(args) => weights::export(&args, backend),
         Command::Import(args) => weights::import(&args, backend),
+        Command::Tokenizer(command) => tokenizer::run(&command),
         Command::Recipe(args) => recipe::run(&args),
     }
 }

@@ -385,3 +385,36 @@ fn weights_travel_through_safetensors() {
     .unwrap_err();
     assert!(error.contains("has the shape"), "{error}");
 }
+
+/// A text becomes a tokenizer, the tokenizer makes shards, and a recipe trains on them with exact bytes.
+#[test]
+fn from_a_text_to_shards_to_a_score() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let text: String = crate::data::demo::text().chars().take(150_000).collect();
+    std::fs::write(at("text.txt"), &text).unwrap();
+    let train_tokenizer = ["tokenizer", "train", &at("text.txt"), "--vocab-size", "400"];
+    let out = ["--out", &at("t.model")];
+    assert_eq!(birdie(&[&train_tokenizer[..], &out].concat()), Ok(0));
+    let error = birdie(&[&train_tokenizer[..], &out].concat()).unwrap_err();
+    assert!(error.contains("it exists"), "{error}");
+    let shards = ["tokenizer", "shards", &at("text.txt"), "--tokenizer"];
+    let to = ["--out", &at("shards")];
+    assert_eq!(
+        birdie(&[&shards[..], &[&at("t.model")], &to].concat()),
+        Ok(0)
+    );
+    for (tokenizer, why) in [("bytes", "not bytes"), ("no.model", "No such file")] {
+        let to = ["--out", &at("others")];
+        let error = birdie(&[&shards[..], &[tokenizer], &to].concat()).unwrap_err();
+        assert!(error.contains(why), "{error}");
+    }
+    assert!(!folder.path().join("others").exists());
+    let settings = [
+        format!("tokenizer_path={}", at("t.model")),
+        format!("data_path={}", at("shards")),
+        "vocab_size=400".into(),
+    ];
+    let settings: Vec<&str> = settings.iter().flat_map(|s| ["--set", s]).collect();
+    assert_eq!(train(&folder.path().join("run"), &settings), Ok(0));
+}

@@ -52,7 +52,7 @@ pub struct ImportArgs {
     device: DeviceArgs,
 }
 
-fn refuse_existing(path: &Path, overwrite: bool) -> Result<()> {
+pub(super) fn refuse_existing(path: &Path, overwrite: bool) -> Result<()> {
     if path.exists() && !overwrite {
         return Err(Failure::user(
             format!("file {}", path.display()),

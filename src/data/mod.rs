@@ -5,6 +5,7 @@
 //! file, and the built-in English text ([`demo`]). Every token that leaves this module has been checked
 //! against the vocabulary; a bad one is reported with file and position.
 
+pub mod bpe;
 pub mod bytes;
 pub mod demo;
 pub mod normalizer;
@@ -72,6 +73,38 @@ pub fn open_validation(recipe: &Recipe, base: &Path) -> Result<(String, Validati
     Ok((description, validation))
 }
 
+/// The name of the built-in text in a recipe's `data_path` and on the command line.
+pub const DEMO: &str = "demo";
+
+/// The built-in text, or that of a file.
+pub fn text_of(name: &str) -> Result<String> {
+    match name {
+        DEMO => Ok(demo::text()),
+        path => read_text(Path::new(path)),
+    }
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    let name = || format!("data {}", path.display());
+    let text = std::fs::read(path).map_err(|error| {
+        Failure::user(
+            name(),
+            error,
+            "set data_path to a folder of FineWeb shards, a text file, or \"demo\"",
+        )
+    })?;
+    Ok(String::from_utf8(text).map_err(|error| {
+        Failure::user(
+            name(),
+            format!(
+                "not UTF-8 text at byte {}",
+                error.utf8_error().valid_up_to()
+            ),
+            "data_path names a text file or a folder of fineweb_*.bin shards",
+        )
+    })?)
+}
+
 /// Where tokens come from.
 struct Source {
     name: String,
@@ -99,7 +132,7 @@ impl Source {
             )
             .into());
         }
-        if recipe.data_path == "demo" {
+        if recipe.data_path == DEMO {
             let name = "built-in text (King James Bible)".to_owned();
             return Ok(Self {
                 name,
@@ -124,23 +157,7 @@ impl Source {
                 kind: SourceKind::Shards(path),
             });
         }
-        let text = std::fs::read(&path).map_err(|error| {
-            Failure::user(
-                &name,
-                error,
-                "set data_path to a folder of FineWeb shards, a text file, or \"demo\"",
-            )
-        })?;
-        let text = String::from_utf8(text).map_err(|error| {
-            Failure::user(
-                &name,
-                format!(
-                    "not UTF-8 text at byte {}",
-                    error.utf8_error().valid_up_to()
-                ),
-                "data_path names a text file or a folder of fineweb_*.bin shards",
-            )
-        })?;
+        let text = read_text(&path)?;
         Ok(Self {
             name,
             tokenizer,

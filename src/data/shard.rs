@@ -170,8 +170,8 @@ pub fn open_split(folder: &Path, split: &str) -> Result<Vec<Shard>> {
     paths.iter().map(|path| Shard::open(path)).collect()
 }
 
-/// Writes a shard: for tests, and for exporting tokenized text.
-pub fn write(path: &Path, tokens: &[u16]) -> std::io::Result<()> {
+/// The file of a shard.
+pub fn bytes(tokens: &[u16]) -> Vec<u8> {
     let mut bytes = vec![0u8; HEADER];
     for (i, value) in [MAGIC, VERSION, tokens.len() as i32]
         .into_iter()
@@ -180,7 +180,12 @@ pub fn write(path: &Path, tokens: &[u16]) -> std::io::Result<()> {
         bytes[4 * i..4 * i + 4].copy_from_slice(&value.to_le_bytes());
     }
     bytes.extend(tokens.iter().flat_map(|token| token.to_le_bytes()));
-    std::fs::write(path, bytes)
+    bytes
+}
+
+/// Writes a shard.
+pub fn write(path: &Path, tokens: &[u16]) -> std::io::Result<()> {
+    std::fs::write(path, bytes(tokens))
 }
 
 #[cfg(test)]
