@@ -5,10 +5,11 @@
 //      p <- p - lr c1 m / (sqrt(v) c2 + eps)       c1 = 1/(1-b1^t), c2 = 1/sqrt(1-b2^t) from StepValues
 //    sum_squares: partial[b] = sum over CTA b's elements of x^2;  clip_coefficient: norm = sqrt(sum partial),
 //    coefficient = min(1, max_norm / (norm + 1e-6)).
+//    sgd_*: m <- momentum m + g;  p <- p - lr m  (test-time training; no decay, no Nesterov).
 //    average_*: avg <- decay avg + (1-decay) p.  collect_*: sum <- sum + p, in the parameter's own type.
 //
 // 2. Operands. Flat arrays of n elements, n a multiple of 8, 16-byte aligned:
-//      adamw_f32   param, grad, m, v f32         adamw_bf16  param, m, v bf16, grad f32
+//      adamw_f32   param, grad, m, v f32         adamw_bf16  param, m, v bf16, grad f32        sgd_*  the same without v
 //    clip: pointer to one f32 (the coefficient); null for 1.
 //
 // 3. Work. Element-wise: 256 threads, 8 elements per thread and trip, grid-stride. The sums: the grid depends on n alone, each
@@ -63,6 +64,26 @@ __device__ __forceinline__ void adamw(Param *param, const float *grad, Param *m,
   }
 }
 
+template <typename Param>
+__device__ __forceinline__ void sgd(Param *param, const float *grad, Param *m, u64 n, const StepValues *step, const float *clip,
+                                    float learning_rate, float momentum) {
+  const float coefficient = clip != nullptr ? *clip : 1.f;
+  const float lr = learning_rate * step->learning_rate_scale;
+  for (u64 i = first_vector(); i < n; i += vector_stride()) {
+    float p[8], g[8], m8[8];
+    load8(param + i, p);
+    load8(grad + i, g);
+    load8(m + i, m8);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      m8[j] = momentum * m8[j] + g[j] * coefficient;
+      p[j] -= lr * m8[j];
+    }
+    store8(param + i, p);
+    store8(m + i, m8);
+  }
+}
+
 // Sum over a CTA of up to 1024 threads, in the same order every time; the result is in thread 0.
 __device__ __forceinline__ float block_sum(float x) {
   __shared__ float of_warp[32];
@@ -112,6 +133,17 @@ extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
     adamw_bf16(bf16 *param, const float *grad, bf16 *m, bf16 *v, u64 n, const StepValues *step, const float *clip,
                float learning_rate, float beta1, float beta2, float epsilon, float weight_decay) {
   adamw(param, grad, m, v, n, step, clip, {learning_rate, beta1, beta2, epsilon, weight_decay});
+}
+
+extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
+    sgd_f32(float *param, const float *grad, float *m, u64 n, const StepValues *step, const float *clip, float learning_rate,
+            float momentum) {
+  sgd(param, grad, m, n, step, clip, learning_rate, momentum);
+}
+extern "C" __global__ void __launch_bounds__(ADAM_THREADS)
+    sgd_bf16(bf16 *param, const float *grad, bf16 *m, u64 n, const StepValues *step, const float *clip, float learning_rate,
+             float momentum) {
+  sgd(param, grad, m, n, step, clip, learning_rate, momentum);
 }
 
 extern "C" __global__ void __launch_bounds__(ADAM_THREADS) sum_squares_f32(const float *x, u64 n, float *partial) {

@@ -2,7 +2,7 @@
 // for non-finite values.
 //
 // 1. Formula, per row r of a weight: w' = w, or with fake quantisation (straight-through, so its gradient is the identity)
-//      s = max(max_c |w[r,c]| / 31, 1/31);  w' = clamp(rne(w / s), -32, 31) s          (IEEE f32 division)
+//      s = max(max_c |w[r,c]| / K, 1/K);  w' = clamp(rne(w / s), -K - 1, K) s          (IEEE f32 division; K = 31 for int6, 15 for int5)
 //    out[r,c] = bf16(scale[r] w')
 //
 // 2. Operands: weight f32 [batches, rows, columns]; scale f32, one per row of all batches (stride 1), one for all (stride 0), or
@@ -22,7 +22,7 @@ using namespace birdie;
 
 extern "C" __global__ void __launch_bounds__(256)
     cast_weight(const float *weight, const float *scale, i32 scale_stride, bf16 *out, i64 out_batch_stride, i32 batches,
-                i32 rows, i32 columns, i32 quantize, const StepValues *step) {
+                i32 rows, i32 columns, i32 quantize, float largest_code, const StepValues *step) {
   const i32 row = i32(blockIdx.x * 8 + threadIdx.x / 32), lane = i32(lane_id());
   if (row >= batches * rows) return;
   const float *source = weight + i64(row) * columns;
@@ -38,14 +38,14 @@ extern "C" __global__ void __launch_bounds__(256)
 #pragma unroll
       for (int i = 0; i < 8; ++i) largest = fmaxf(largest, fabsf(x[i]));
     }
-    s = fmaxf(__fdiv_rn(group_max(largest), 31.f), 1.f / 31.f);
+    s = fmaxf(__fdiv_rn(group_max(largest), largest_code), __fdiv_rn(1.f, largest_code));
   }
   for (i32 c = 8 * lane; c < columns; c += 256) {
     float x[8];
     load8(source + c, x);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      if (fake) x[i] = fminf(fmaxf(rintf(__fdiv_rn(x[i], s)), -32.f), 31.f) * s;
+      if (fake) x[i] = fminf(fmaxf(rintf(__fdiv_rn(x[i], s)), -largest_code - 1.f), largest_code) * s;
       x[i] *= factor;
     }
     store8(destination + c, x);

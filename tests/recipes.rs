@@ -88,10 +88,20 @@ fn nano_recipes_keep_every_technique() {
             "quantizer",
             "quant_bits",
             "hessian_source",
+            "hessian_dtype",
+            "calibration_temperature",
             "compressor",
             "compressor_level",
             "code_layout",
             "sliding_tail",
+            "ttt_enabled",
+            "ttt_order",
+            "ttt_optimizer",
+            "ttt_lr",
+            "ttt_mlp_proj_lr_mult",
+            "ttt_mlp_fc_lr_mult",
+            "ttt_grad_clip",
+            "ttt_fake_quantize",
         ] {
             assert_eq!(full.get(key), nano.get(key), "{name}: {key}");
         }

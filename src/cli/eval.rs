@@ -6,7 +6,7 @@ use crate::data;
 use crate::quantize::QuantizedTensor;
 use crate::recipe;
 use crate::train::log::{Reporter, say};
-use crate::train::score::{report, score_chunked, score_sliding};
+use crate::train::score::{report, score_chunked, score_final};
 use anyhow::Result;
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -58,21 +58,8 @@ pub fn run(args: &EvalArgs, backend: Backend) -> Result<u8> {
     )?;
     report(&mut reporter, "chunked", &tally, "", start)?;
     if recipe.eval_stride > 0 {
-        let start = Instant::now();
-        let tally = score_sliding(
-            recipe,
-            engine.as_mut(),
-            &validation.tokens,
-            &validation.bytes,
-            &mut reporter,
-        )?;
-        report(
-            &mut reporter,
-            "sliding_window",
-            &tally,
-            &format!(" stride:{}", recipe.eval_stride),
-            start,
-        )?;
+        let data = (&validation.tokens[..], &validation.bytes);
+        score_final(recipe, engine.as_mut(), data, "", &mut reporter)?;
     }
     Ok(0)
 }

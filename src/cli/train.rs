@@ -6,6 +6,7 @@ use crate::data::{self, Dataset};
 use crate::evaluate::baselines::Baselines;
 use crate::failure::Failure;
 use crate::recipe::{self, KEYS, Loaded, Recipe};
+use crate::train::adapt::order;
 use crate::train::curve::Curve;
 use crate::train::log::Reporter;
 use crate::train::run::{Run, batch_shape, train};
@@ -353,10 +354,14 @@ fn summary(
     let recipe = &loaded.recipe;
     reporter.line("")?;
     let scored = finished.sliding.as_ref().unwrap_or(&finished.roundtrip);
-    let way = if finished.sliding.is_some() {
-        format!("sliding windows, stride {}", recipe.eval_stride)
-    } else {
-        "chunks".into()
+    let way = match (&finished.sliding, recipe.ttt_enabled) {
+        (None, _) => "chunks".into(),
+        (Some(_), false) => format!("sliding windows, stride {}", recipe.eval_stride),
+        (Some(_), true) => format!(
+            "sliding windows, stride {}, test-time training ({})",
+            recipe.eval_stride,
+            order(recipe)
+        ),
     };
     reporter.line("bits per byte")?;
     reporter.line(format!(

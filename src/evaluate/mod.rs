@@ -114,6 +114,21 @@ pub fn sliding(
     ensure!(total > 0, "the stream has no target");
     let windows = windows::windows(total, how.seq_len, how.stride, how.tail_once);
     let mut tally = Tally::default();
+    let mut heard = |done| progress(done, windows.len());
+    score_windows(scorer, stream, table, how, &windows, &mut tally, &mut heard)?;
+    Ok(tally)
+}
+
+/// Scores some of the windows of a sliding evaluation into `tally`. `progress` hears how many of them are done.
+pub fn score_windows(
+    scorer: &mut dyn Scorer,
+    stream: &[u16],
+    table: &ByteTable,
+    how: Sliding,
+    windows: &[Window],
+    tally: &mut Tally,
+    progress: &mut dyn FnMut(usize),
+) -> Result<()> {
     let (mut tokens, mut targets) = (Vec::new(), Vec::new());
     let mut done = 0;
     for group in windows.chunks(how.batch.max(1)) {
@@ -134,9 +149,9 @@ pub fn sliding(
             }
         }
         done += group.len();
-        progress(done, windows.len());
+        progress(done);
     }
-    Ok(tally)
+    Ok(())
 }
 
 fn checked(nll: Vec<f32>, expected: usize) -> Result<Vec<f32>> {

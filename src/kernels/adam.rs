@@ -96,6 +96,53 @@ impl Kernels {
         })
     }
 
+    /// One update of `n` elements by gradient descent with momentum; `m` has the parameter's type, `grad` is f32.
+    #[allow(clippy::too_many_arguments)] // the operands of one operation
+    pub fn sgd(
+        &self,
+        stream: &Stream,
+        storage: Storage,
+        n: u64,
+        param: DevPtr,
+        grad: DevPtr,
+        m: DevPtr,
+        step: DevPtr,
+        clip: Option<DevPtr>,
+        learning_rate: f32,
+        momentum: f32,
+    ) -> Result<Work> {
+        let checks = Checks(storage.pick("sgd_f32", "sgd_bf16"));
+        check_flat(checks, n)?;
+        let bytes = storage.bytes();
+        for (name, pointer) in [("param", param), ("m", m)] {
+            checks.array(name, pointer, bytes, &[n])?;
+        }
+        checks.array("grad", grad, 4, &[n])?;
+        checks.array("step", step, 1, &[step_values::BYTES])?;
+        let coefficient = address(clip);
+        self.launch(
+            stream,
+            checks.0,
+            [flat_grid(n), 1, 1],
+            256,
+            0,
+            &[
+                &param,
+                &grad,
+                &m,
+                &n,
+                &step,
+                &coefficient,
+                &learning_rate,
+                &momentum,
+            ],
+        )?;
+        self.done(Work {
+            flops: 5 * n,
+            bytes: n * (4 + 4 * bytes),
+        })
+    }
+
     /// Partial sums of squares of `x` f32 `[n]`: `partial` f32 `[flat_grid(n)]`.
     pub fn sum_squares(&self, stream: &Stream, x: DevPtr, n: u64, partial: DevPtr) -> Result<Work> {
         let checks = Checks("sum_squares_f32");

@@ -21,6 +21,7 @@ pub mod norm_mix;
 pub mod observe;
 pub mod qkv;
 pub mod quantize;
+pub mod sampling;
 pub mod step_values;
 
 use std::collections::HashMap;
@@ -87,7 +88,7 @@ impl AddAssign for Work {
 }
 
 /// The kernel files, in the order in which they are loaded.
-pub const FILES: [&str; 11] = [
+pub const FILES: [&str; 12] = [
     "adam",
     "attention_backward",
     "attention_forward",
@@ -99,6 +100,7 @@ pub const FILES: [&str; 11] = [
     "norm_mix",
     "qkv",
     "quantize",
+    "sampling",
 ];
 
 /// All kernels, loaded into the current context.

@@ -31,6 +31,8 @@ pub struct CastWeight {
     /// Elements from one batch to the next.
     pub out_batch_stride: u64,
     pub quantize: FakeQuantize,
+    /// Bits of the fake codes: 5 or 6.
+    pub bits: u32,
     pub step: DevPtr,
 }
 
@@ -53,6 +55,8 @@ impl Kernels {
             },
         )?;
         checks.array("weight", c.weight, 4, &[rows, c.columns])?;
+        checks.limit(matches!(c.bits, 5 | 6), || format!("bits = {}", c.bits))?;
+        let largest_code = ((1u32 << (c.bits - 1)) - 1) as f32;
         if let Some(scale) = c.scale {
             checks.list("scale", scale, 4, &[if c.one_scale { 1 } else { rows }])?;
         }
@@ -87,6 +91,7 @@ impl Kernels {
                 &rows_int,
                 &columns,
                 &quantize,
+                &largest_code,
                 &c.step,
             ],
         )?;

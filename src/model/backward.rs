@@ -207,7 +207,7 @@ impl Network {
         let dpre = device.matrix(w.dpre, n, hidden);
         let down = device.matrix(self.layer(self.weights.down, layer), d, hidden);
         kernels.gemm_dleaky2(stream, dout, down, dpre, device.matrix(a.pre, n, hidden))?;
-        let weight = self.unscaled_weight(layer, "mlp.proj.weight", |u| u.down);
+        let weight = self.unscaled_weight(input, layer, "mlp.proj.weight", |u| u.down);
         let piece = Piece {
             row_begin: 0,
             rows: d,
@@ -270,7 +270,7 @@ impl Network {
         let out_weight = device.matrix(self.layer(self.weights.attn_out, layer), d, d);
         let inner = device.matrix(w.d_inner, n, d);
         kernels.gemm(stream, Orientation::Nn, dx1, out_weight, inner)?;
-        let weight = self.unscaled_weight(layer, "attn.proj.weight", |u| u.attn_out);
+        let weight = self.unscaled_weight(input, layer, "attn.proj.weight", |u| u.attn_out);
         let piece = Piece {
             row_begin: 0,
             rows: d,
@@ -461,11 +461,13 @@ impl Network {
             let s = segments(device, &s, input);
             let dtable = w.dtable.expect("planned with the bigram embedding");
             kernels.segment_sum_bf16(stream, &s, de, d, d, device.at(dtable))?;
-            self.projected_backward(device, "bigram", &projected, w.row_sums[0], accumulate)?;
+            let quantized = projected.for_backward(input.quantizing);
+            self.projected_backward(device, "bigram", &quantized, w.row_sums[0], accumulate)?;
         }
         if let Some(projected) = self.weights.value_embedding {
             self.combine_values(device, &projected, accumulate)?;
-            self.projected_backward(device, "ve_shared", &projected, w.row_sums[1], accumulate)?;
+            let quantized = projected.for_backward(input.quantizing);
+            self.projected_backward(device, "ve_shared", &quantized, w.row_sums[1], accumulate)?;
         }
         Ok(())
     }
@@ -613,11 +615,12 @@ impl Network {
     /// A layer's output projection as the forward used it, before its scale, f32.
     fn unscaled_weight(
         &self,
+        input: &Input,
         layer: usize,
         name: &str,
         pick: impl Fn(Unscaled) -> Tensor,
     ) -> Tensor {
-        match self.weights.unscaled {
+        match self.weights.unscaled.filter(|_| input.quantizing) {
             Some(unscaled) => self.layer(pick(unscaled), layer),
             None => self.layout.named(&Self::block_name(layer, name)),
         }

@@ -71,6 +71,16 @@ pub struct Projected {
     pub width: usize,
 }
 
+impl Projected {
+    /// The projection as a backward reads it: without fake quantization its master serves.
+    pub fn for_backward(self, quantizing: bool) -> Self {
+        Self {
+            unscaled: self.unscaled.filter(|_| quantizing),
+            ..self
+        }
+    }
+}
+
 /// What the backward of one layer pass reads.
 #[derive(Debug, Clone, Copy)]
 pub struct PassActivations {
@@ -185,6 +195,9 @@ pub struct Exchange {
 pub struct Sizes {
     pub train: Batch,
     pub micro_steps: usize,
+    /// Tokens and statistics rows that one backward may have.
+    pub backward_tokens: usize,
+    pub backward_padded_tokens: usize,
     /// Tokens and statistics rows that one forward may have.
     pub max_tokens: usize,
     pub max_padded_tokens: usize,
@@ -199,7 +212,7 @@ pub struct Sizes {
 impl Weights {
     pub fn plan(config: &Config, f32_tables: Option<u64>, plan: &mut Plan) -> Self {
         let (layers, d, hidden) = (config.layers, config.dim, config.hidden);
-        let quantized = config.fake_quantize != FakeQuantize::Never;
+        let quantized = config.fake_quantizes_projections();
         let mut reserve = |name: &str, element, shape: &[usize]| {
             plan.reserve(Region::Weights, name, element, shape)
         };
@@ -305,7 +318,7 @@ impl Activations {
 
 impl Workspace {
     pub fn plan(config: &Config, sizes: &Sizes, plan: &mut Plan) -> Self {
-        let (n, d, kv) = (sizes.train.tokens(), config.dim, config.kv_dim());
+        let (n, d, kv) = (sizes.backward_tokens, config.dim, config.kv_dim());
         let mut reserve = |name: &str, element, shape: &[usize]| {
             plan.reserve(Region::Workspace, name, element, shape)
         };
@@ -353,7 +366,7 @@ impl Workspace {
             delta: reserve(
                 "attention delta",
                 Element::F32,
-                &[config.heads, sizes.train.padded_tokens()],
+                &[config.heads, sizes.backward_padded_tokens],
             ),
             dv_extra: reserve("dv of xsa", Element::Bf16, &[n, kv]),
             dv_first: reserve("dv of the first layer", Element::Bf16, &[n, kv]),

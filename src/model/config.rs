@@ -32,6 +32,8 @@ pub struct Config {
     pub passes: Vec<Pass>,
     /// Which weights the fake quantization reaches in steps that ask for it.
     pub fake_quantize: FakeQuantize,
+    /// Training steps may ask for it, too, not only test-time training.
+    pub fake_quantize_steps: bool,
     /// Bits of its codes.
     pub quant_bits: usize,
     pub initial: Initial,
@@ -168,11 +170,6 @@ impl Config {
                 "layer 0 is replayed, but vrl_enabled gives it no gate".into(),
                 "replay other layers, or use value_residual",
             ),
-            (
-                r.late_qat == LateQat::Inert || r.quant_bits == 6,
-                format!("late_qat with quant_bits = {}", r.quant_bits),
-                "the kernels fake-quantize to 6 bits",
-            ),
         ];
         for (served, why, hint) in kernels_serve {
             if !served {
@@ -230,10 +227,13 @@ impl Config {
             gated_attention: r.gated_attention,
             recycled: r.recycle_layers.clone(),
             passes: Vec::new(),
-            fake_quantize: match r.late_qat {
-                LateQat::Inert => FakeQuantize::Never,
-                LateQat::Ste => FakeQuantize::Linear,
+            fake_quantize: match (r.late_qat, r.ttt_enabled && r.ttt_fake_quantize) {
+                (LateQat::Ste, _) => FakeQuantize::Linear,
+                (LateQat::Inert, true) if r.banked => FakeQuantize::Projections,
+                (LateQat::Inert, true) => FakeQuantize::Linear,
+                (LateQat::Inert, false) => FakeQuantize::Never,
             },
+            fake_quantize_steps: r.late_qat == LateQat::Ste,
             quant_bits: r.quant_bits,
             initial: Initial {
                 seed: r.seed,
@@ -244,6 +244,16 @@ impl Config {
         };
         config.passes = config.order_of_passes();
         Ok(config)
+    }
+
+    /// Whether fake quantization reaches `bigram.proj` and `ve_shared.proj`. Published late QAT knows int6 alone and takes them along;
+    /// with int5 it is made for what becomes int5, and these do not.
+    pub fn fake_quantizes_projections(&self) -> bool {
+        match self.fake_quantize {
+            FakeQuantize::Never => false,
+            FakeQuantize::Projections => true,
+            FakeQuantize::Linear => self.quant_bits == 6,
+        }
     }
 
     /// Layers of the first half, whose outputs feed the skips.

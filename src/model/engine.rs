@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use anyhow::{Result, ensure};
 use cust::memory::LockedBuffer;
 
+use super::adapt::Adapter;
 use super::buffers::Batch;
 use super::config::Config;
 use super::device::Device;
@@ -23,9 +24,10 @@ use crate::driver::graph::{Graph, GraphExec};
 use crate::kernels::qkv::rope_table;
 use crate::kernels::step_values::StepValues;
 use crate::optimizer::Optimizer;
+use crate::quantize::Hessians;
 use crate::recipe::{Recipe, StorageType};
 use crate::train::engine::{
-    Element, Engine, Logits, NamedTensor, StateTensor, StepInputs, StepOutput, Weights,
+    AdaptInputs, Element, Engine, Logits, NamedTensor, StateTensor, StepInputs, StepOutput, Weights,
 };
 
 /// A model on a device with its optimizer.
@@ -40,8 +42,9 @@ pub struct DeviceEngine {
     /// Page-locked: the three [`StepValues`] of the next step, and what comes back from a step: loss, clip coefficient, gradient norm.
     step_values: LockedBuffer<u64>,
     outcome: LockedBuffer<f32>,
-    /// Sequence length of the scoring rotary table.
+    /// Sequence length of the rotary table of evaluations.
     score_rope_len: usize,
+    pub(super) adapter: Option<Adapter>,
     /// Optimizer updates so far.
     updates: u64,
 }
@@ -50,6 +53,7 @@ pub struct DeviceEngine {
 pub struct Planned {
     pub network: Network,
     pub optimizer: Optimizer,
+    adapter: Option<Adapter>,
     pub plan: Plan,
 }
 
@@ -63,9 +67,13 @@ pub fn plan_model(config: Config, recipe: &Recipe, ranks: usize) -> Result<Plann
     let mut plan = Plan::default();
     let network = Network::plan(config, recipe, ranks, &mut plan);
     let optimizer = Optimizer::plan(recipe, &network.layout, &mut plan);
+    let adapter = recipe
+        .ttt_enabled
+        .then(|| Adapter::plan(&network.layout, &mut plan));
     Ok(Planned {
         network,
         optimizer,
+        adapter,
         plan,
     })
 }
@@ -96,6 +104,7 @@ impl DeviceEngine {
         let Planned {
             network,
             optimizer,
+            adapter,
             plan,
         } = planned;
         let device = Device::new(&plan, what)?;
@@ -108,6 +117,7 @@ impl DeviceEngine {
             optimizer,
             device,
             graphs: Some(HashMap::new()),
+            adapter,
             score_rope_len: 0,
             updates: 0,
         };
@@ -189,7 +199,7 @@ impl DeviceEngine {
             .announce(&self.device.memory, [tokens, targets], vocab)
     }
 
-    fn send_step_values(&mut self, values: &[StepValues; 3]) -> Result<()> {
+    pub(super) fn send_step_values(&mut self, values: &[StepValues; 3]) -> Result<()> {
         let Device { memory, stream, .. } = &self.device;
         // Copies out of the page-locked values that were started earlier must be over.
         self.device.finish()?;
@@ -212,12 +222,14 @@ impl DeviceEngine {
             tokens: exchange.tokens.slice(start, n),
             targets: exchange.targets.slice(start, n),
             rope: exchange.rope,
+            quantizing: self.network.config.fake_quantize_steps,
         }
     }
 
     /// Puts one step into the stream.
     fn launch_step(&self, micro_steps: usize, max_norm: f32) -> Result<()> {
-        self.network.prepare(&self.device)?;
+        let quantizing = self.network.config.fake_quantize_steps;
+        self.network.prepare(&self.device, quantizing)?;
         for micro_step in 0..micro_steps {
             let input = self.micro_batch(micro_step);
             self.network.forward(&self.device, &input)?;
@@ -234,7 +246,10 @@ impl DeviceEngine {
         targets: &[u16],
         fake_quantize: bool,
     ) -> Result<Vec<f32>> {
-        let input = self.micro_batch(0);
+        let input = Input {
+            quantizing: fake_quantize,
+            ..self.micro_batch(0)
+        };
         ensure!(
             tokens.len() == input.batch.tokens(),
             "{} tokens, planned for {}",
@@ -247,7 +262,7 @@ impl DeviceEngine {
             ..bytemuck::Zeroable::zeroed()
         };
         self.send_step_values(&[values; 3])?;
-        self.network.prepare(&self.device)?;
+        self.network.prepare(&self.device, input.quantizing)?;
         self.network.forward(&self.device, &input)?;
         self.launch_scores(&input, Logits::F32)?;
         self.network.backward(&self.device, &input, 1, false)?;
@@ -277,10 +292,53 @@ impl DeviceEngine {
     }
 
     /// Sequences of a length that one forward can take.
-    fn sequences_at_once(&self, seq_len: usize) -> usize {
+    pub(super) fn sequences_at_once(&self, seq_len: usize) -> usize {
         let sizes = &self.network.sizes;
         let padded = seq_len.next_multiple_of(64);
         (sizes.max_tokens / seq_len).min(sizes.max_padded_tokens / padded)
+    }
+
+    /// Writes the rotary table for evaluations at a length.
+    pub(super) fn rotate_for(&mut self, seq_len: usize) -> Result<()> {
+        let longest = self.network.sizes.max_seq_len;
+        ensure!(
+            (1..=longest).contains(&seq_len),
+            "sequences of {seq_len}, the engine was built for up to {longest}"
+        );
+        if self.score_rope_len != seq_len {
+            self.write_rope(self.network.exchange.score_rope, seq_len)?;
+            self.score_rope_len = seq_len;
+        }
+        Ok(())
+    }
+
+    /// Casts the live weights, never fake-quantized, and sets the length of what is evaluated.
+    pub(super) fn prepare_evaluation(&mut self, seq_len: usize) -> Result<()> {
+        self.rotate_for(seq_len)?;
+        self.send_step_values(&[bytemuck::Zeroable::zeroed(); 3])?;
+        self.network.prepare(&self.device, false)
+    }
+
+    /// Sends sequences that fit into one forward.
+    pub(super) fn send_evaluation(
+        &mut self,
+        tokens: &[u16],
+        targets: &[u16],
+        seq_len: usize,
+    ) -> Result<Input> {
+        self.send_tokens(tokens, targets)?;
+        let n = tokens.len() as u64;
+        let exchange = &self.network.exchange;
+        Ok(Input {
+            batch: Batch {
+                sequences: tokens.len() / seq_len,
+                seq_len,
+            },
+            tokens: exchange.tokens.slice(0, n),
+            targets: exchange.targets.slice(0, n),
+            rope: exchange.score_rope,
+            quantizing: false,
+        })
     }
 
     /// Everything that is non-finite in a flat array of parameters, by name.
@@ -361,24 +419,13 @@ impl Engine for DeviceEngine {
         seq_len: usize,
         logits: Logits,
     ) -> Result<Vec<f32>> {
-        let longest = self.network.sizes.max_seq_len;
         ensure!(
-            (1..=longest).contains(&seq_len),
-            "sequences of {seq_len}, the engine was built for up to {longest}"
-        );
-        ensure!(
-            tokens.len() == targets.len() && tokens.len().is_multiple_of(seq_len),
+            seq_len > 0 && tokens.len() == targets.len() && tokens.len().is_multiple_of(seq_len),
             "{} tokens and {} targets in sequences of {seq_len}",
             tokens.len(),
             targets.len()
         );
-        if self.score_rope_len != seq_len {
-            self.write_rope(self.network.exchange.score_rope, seq_len)?;
-            self.score_rope_len = seq_len;
-        }
-        // Scoring is never fake-quantized.
-        self.send_step_values(&[bytemuck::Zeroable::zeroed(); 3])?;
-        self.network.prepare(&self.device)?;
+        self.prepare_evaluation(seq_len)?;
         let at_once = self.sequences_at_once(seq_len) * seq_len;
         let mut losses = Vec::with_capacity(tokens.len());
         let mut batches = tokens
@@ -386,18 +433,8 @@ impl Engine for DeviceEngine {
             .zip(targets.chunks(at_once))
             .peekable();
         while let Some((tokens, targets)) = batches.next() {
-            self.send_tokens(tokens, targets)?;
+            let input = self.send_evaluation(tokens, targets, seq_len)?;
             let n = tokens.len() as u64;
-            let exchange = &self.network.exchange;
-            let input = Input {
-                batch: Batch {
-                    sequences: tokens.len() / seq_len,
-                    seq_len,
-                },
-                tokens: exchange.tokens.slice(0, n),
-                targets: exchange.targets.slice(0, n),
-                rope: exchange.score_rope,
-            };
             self.network.forward(&self.device, &input)?;
             self.launch_scores(&input, logits)?;
             if let Some((tokens, targets)) = batches.peek() {
@@ -510,6 +547,28 @@ impl Engine for DeviceEngine {
         }
         self.updates = u64::from_le_bytes(updates);
         Ok(())
+    }
+
+    fn calibrates(&self) -> bool {
+        self.network.calibration.is_some()
+    }
+
+    fn hessians(&mut self, tokens: &[u16], seq_len: usize) -> Result<Hessians> {
+        self.collect_hessians(tokens, seq_len)
+    }
+
+    fn generate(
+        &mut self,
+        sequences: usize,
+        seq_len: usize,
+        temperature: f32,
+        seed: u64,
+    ) -> Result<Vec<u16>> {
+        self.write_text(sequences, seq_len, temperature, seed)
+    }
+
+    fn adapt(&mut self, inputs: &AdaptInputs<'_>) -> Result<StepOutput> {
+        self.adapt_step(inputs)
     }
 
     fn find_non_finite(&mut self) -> Result<Option<String>> {

@@ -22,6 +22,8 @@ pub struct Input {
     pub targets: Tensor,
     /// Cosines and sines of the batch's sequence length.
     pub rope: Tensor,
+    /// The weights were prepared for a backward in which they may be fake-quantized.
+    pub quantizing: bool,
 }
 
 impl Network {

@@ -130,6 +130,7 @@ impl DeviceEngine {
                 out: device.at(weight),
                 out_batch_stride: (d * columns) as u64,
                 quantize,
+                bits: network.config.quant_bits as u32,
                 step: device.at(network.exchange.step_values[0]),
             },
         )?;

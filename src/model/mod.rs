@@ -1,7 +1,9 @@
 //! The model on its device.
 
+mod adapt;
 mod backward;
 pub mod buffers;
+pub mod calibration;
 pub mod config;
 pub mod device;
 pub mod engine;

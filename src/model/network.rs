@@ -9,6 +9,7 @@ use anyhow::Result;
 use super::buffers::{
     Activations, Batch, Exchange, Projected, Sizes, Weights, Workspace, logit_pitch,
 };
+use super::calibration::Calibration;
 use super::config::{Config, FakeQuantize};
 use super::device::Device;
 use super::layout::Layout;
@@ -24,7 +25,7 @@ use crate::kernels::head_loss::loss_partials;
 use crate::kernels::norm_mix::row_partials;
 use crate::kernels::qkv::qkv_partials;
 use crate::kernels::quantize::{CastWeight, FakeQuantize as When};
-use crate::recipe::{Recipe, StorageType};
+use crate::recipe::{Quantizer, Recipe, StorageType};
 
 /// Everything that forward and backward touch, planned.
 #[derive(Debug, Clone)]
@@ -35,6 +36,8 @@ pub struct Network {
     pub activations: Activations,
     pub workspace: Workspace,
     pub exchange: Exchange,
+    /// What calibration for GPTQ needs, where the recipe asks for it.
+    pub calibration: Option<Calibration>,
     pub sizes: Sizes,
 }
 
@@ -50,6 +53,8 @@ impl Network {
             activations: Activations::plan(&config, &sizes, plan),
             workspace: Workspace::plan(&config, &sizes, plan),
             exchange: Exchange::plan(&config, &sizes, plan),
+            calibration: (recipe.quantizer == Quantizer::Gptq)
+                .then(|| Calibration::plan(&config, recipe.calibration_sequences, plan)),
             config,
             layout,
             sizes,
@@ -112,8 +117,8 @@ impl Network {
     }
 
     /// Casts all weights to bf16 with their scales (and fake quantization, if the step's values ask for it), and projects the
-    /// tables of the bigram and value embeddings.
-    pub fn prepare(&self, device: &Device) -> Result<()> {
+    /// tables of the bigram and value embeddings. `quantizing`: a backward follows whose weights may be fake-quantized.
+    pub fn prepare(&self, device: &Device, quantizing: bool) -> Result<()> {
         let (config, weights) = (&self.config, &self.weights);
         let (d, kv, hidden) = (config.dim, config.kv_dim(), config.hidden);
         let reach = config.fake_quantize;
@@ -149,7 +154,8 @@ impl Network {
         }
         let out = self.bank_half(Bank::QueryOutput, 1);
         let attn_scale = Some(self.all_layers("attn_scale"));
-        if let Some(unscaled) = weights.unscaled {
+        let unscaled = weights.unscaled.filter(|_| quantizing);
+        if let Some(unscaled) = unscaled {
             // The bf16 weights' place serves for a moment.
             self.cast(device, out, [d, d], None, (weights.attn_out, d * d), blocks)?;
             self.widen(device, weights.attn_out, unscaled.attn_out)?;
@@ -173,7 +179,7 @@ impl Network {
         )?;
         let down = self.bank_half(Bank::MlpDown, 0);
         let mlp_scale = Some(self.all_layers("mlp_scale"));
-        if let Some(unscaled) = weights.unscaled {
+        if let Some(unscaled) = unscaled {
             let place = (weights.down, hidden * d);
             self.cast(device, down, [d, hidden], None, place, blocks)?;
             self.widen(device, weights.down, unscaled.down)?;
@@ -187,10 +193,10 @@ impl Network {
             blocks,
         )?;
         if let Some(bigram) = &weights.bigram {
-            self.project(device, "bigram", bigram)?;
+            self.project(device, "bigram", bigram, quantizing)?;
         }
         if let Some(embedding) = &weights.value_embedding {
-            self.project(device, "ve_shared", embedding)?;
+            self.project(device, "ve_shared", embedding, quantizing)?;
         }
         Ok(())
     }
@@ -215,6 +221,7 @@ impl Network {
             out: device.at(out),
             out_batch_stride: stride as u64,
             quantize,
+            bits: self.config.quant_bits as u32,
             step: device.at(self.exchange.step_values[0]),
         };
         device.kernels.cast_weight(&device.stream, &cast)?;
@@ -233,7 +240,13 @@ impl Network {
     }
 
     /// `table = embed (scale proj)^T`, or `scale embed` where there is no projection.
-    fn project(&self, device: &Device, prefix: &str, projected: &Projected) -> Result<()> {
+    fn project(
+        &self,
+        device: &Device,
+        prefix: &str,
+        projected: &Projected,
+        quantizing: bool,
+    ) -> Result<()> {
         let (kernels, stream) = (&device.kernels, &device.stream);
         let Projected {
             proj,
@@ -253,15 +266,16 @@ impl Network {
             out: device.at(out),
             out_batch_stride: (rows * dim) as u64,
             quantize,
+            bits: 6,
             step: device.at(self.exchange.step_values[0]),
         };
         let embed_name = format!("{prefix}.embed.weight");
         match proj {
             Some(proj) => {
                 let master = self.layout.named(&format!("{prefix}.proj.weight"));
-                let quantize = when(self.config.fake_quantize != FakeQuantize::Never);
+                let quantize = when(self.config.fake_quantizes_projections());
                 let scaled = cast(master, width, proj, quantize);
-                if let Some(unscaled) = unscaled {
+                if let Some(unscaled) = unscaled.filter(|_| quantizing) {
                     kernels.cast_weight(
                         stream,
                         &CastWeight {
@@ -338,31 +352,53 @@ fn sizes(config: &Config, recipe: &Recipe, ranks: usize, layout: &Layout) -> Siz
         sequences: 1,
         seq_len: recipe.eval_seq_len,
     };
+    // Test-time training runs backward, too, over batches of its own.
+    let adapt = Batch {
+        sequences: recipe.ttt_batch_seqs,
+        ..one
+    };
+    let backward: Vec<Batch> = std::iter::once(train)
+        .chain(recipe.ttt_enabled.then_some(adapt))
+        .collect();
+    let largest = |size: fn(Batch) -> usize| backward.iter().map(|&b| size(b)).max().unwrap_or(0);
+    let (backward_tokens, backward_padded_tokens) =
+        (largest(Batch::tokens), largest(Batch::padded_tokens));
     let d = config.dim as u64;
-    let n = train.tokens() as u64;
-    let shape = AttentionShape {
-        sequences: train.sequences as u64,
-        tokens: train.seq_len as u64,
-        kv_heads: config.kv_heads as u64,
-        group: (config.heads / config.kv_heads) as u64,
+    let n = backward_tokens as u64;
+    let largest_shape = |partials: &dyn Fn(AttentionShape) -> u32| {
+        let shape = |batch: &Batch| AttentionShape {
+            sequences: batch.sequences as u64,
+            tokens: batch.seq_len as u64,
+            kv_heads: config.kv_heads as u64,
+            group: (config.heads / config.kv_heads) as u64,
+        };
+        let counts = backward
+            .iter()
+            .map(|batch| u64::from(partials(shape(batch))));
+        counts.max().unwrap_or(0)
     };
     let heads = config.heads as u64;
     let table = (config.vocab * config.kv_dim()) as u64;
     let partial = [
         u64::from(row_partials(n, d)) * 4 * d,
-        u64::from(qkv_partials(shape)) * (heads + 2),
-        u64::from(attention_output_partials(shape)) * heads,
+        largest_shape(&qkv_partials) * (heads + 2),
+        largest_shape(&attention_output_partials) * heads,
         u64::from(embedding_partials(n, d)) * d,
         u64::from(loss_partials(n)),
         u64::from(flat_grid(table)) * 4,
     ];
-    let products = weight_products(config);
+    let mut products = weight_products(config);
+    if recipe.quantizer == Quantizer::Gptq {
+        products.extend([(config.dim, config.dim), (config.hidden, config.hidden)]);
+    }
     let total = layout.gradients.elements;
     Sizes {
         train,
         micro_steps,
-        max_tokens: train.tokens().max(one.tokens()),
-        max_padded_tokens: train.padded_tokens().max(one.padded_tokens()),
+        backward_tokens,
+        backward_padded_tokens,
+        max_tokens: backward_tokens.max(one.tokens()),
+        max_padded_tokens: backward_padded_tokens.max(one.padded_tokens()),
         max_seq_len: recipe.train_seq_len.max(recipe.eval_seq_len),
         partial: partial.into_iter().max().unwrap_or(1) as usize,
         split: products.into_iter().map(split_elements).max().unwrap_or(1),

@@ -184,6 +184,10 @@ pub fn check(r: &Recipe) -> Result<()> {
         ("max_wallclock_seconds", r.max_wallclock_seconds),
         ("reference_step_ms", r.reference_step_ms),
         ("late_qat_threshold", r.late_qat_threshold),
+        ("ttt_lr", r.ttt_lr),
+        ("ttt_mlp_proj_lr_mult", r.ttt_mlp_proj_lr_mult),
+        ("ttt_mlp_fc_lr_mult", r.ttt_mlp_fc_lr_mult),
+        ("ttt_grad_clip", r.ttt_grad_clip),
         ("tied_embed_init_std", r.tied_embed_init_std),
         ("adam_eps", r.adam_eps),
     ] {
@@ -199,6 +203,7 @@ pub fn check(r: &Recipe) -> Result<()> {
         ("muon_momentum", r.muon_momentum),
         ("muon_momentum_warmup_start", r.muon_momentum_warmup_start),
         ("ema_decay", r.ema_decay),
+        ("ttt_momentum", r.ttt_momentum),
     ] {
         require!(
             (0.0..1.0).contains(&value),
@@ -284,6 +289,25 @@ pub fn check(r: &Recipe) -> Result<()> {
         "the published scripts use 32",
         "eval_batch_seqs = 0"
     );
+    require!(
+        !r.ttt_enabled || r.eval_stride > 0,
+        "set eval_stride, or ttt_enabled = false",
+        "ttt_enabled = true trains for sliding windows, but eval_stride = 0"
+    );
+    require!(
+        !r.ttt_enabled || (r.ttt_epochs >= 1 && r.ttt_batch_seqs >= 1),
+        "set ttt_enabled = false for no test-time training",
+        "ttt_epochs = {} and ttt_batch_seqs = {} leave nothing to train on",
+        r.ttt_epochs,
+        r.ttt_batch_seqs
+    );
+    require!(
+        !r.ttt_enabled || r.ttt_chunk_tokens >= r.eval_seq_len,
+        "the published chunks are 16 sequences long",
+        "ttt_chunk_tokens = {} is shorter than a sequence of eval_seq_len = {}",
+        r.ttt_chunk_tokens,
+        r.eval_seq_len
+    );
     Ok(())
 }
 
@@ -332,6 +356,8 @@ mod tests {
             ("compressor_level", "22"),
             ("eval_stride", "4096"),
             ("reference_step_ms", "-2.0"),
+            ("ttt_lr", "-1.0"),
+            ("ttt_momentum", "1.0"),
         ] {
             let mut recipe = Recipe::default();
             let value: toml::Table = toml::from_str(&format!("v = {value}")).unwrap();

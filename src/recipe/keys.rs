@@ -125,6 +125,20 @@ choices! {
         /// Training batches during the warmdown (#1072).
         Online = "online",
     }
+    /// When test-time training sees the tokens that it is scored on.
+    TttOrder {
+        /// Chunk by chunk, each after it has been scored (#549): a legal score.
+        ScoreFirst = "score_first",
+        /// All of them, before any is scored (#518): not a legal score.
+        TrainFirst = "train_first",
+    }
+    /// Optimizer of test-time training.
+    TttOptimizer {
+        /// Gradient descent with momentum, state kept over all chunks (#549).
+        Sgd = "sgd",
+        /// AdamW with betas 0.9 and 0.999, no decay (#518).
+        Adamw = "adamw",
+    }
     /// Entropy coder of the artifact.
     Compressor {
         /// xz (LZMA2).
@@ -294,6 +308,7 @@ recipe_keys! {
         hessian_source: HessianSource = HessianSource::SelfGenerated, Own, "Where GPTQ's Hessians come from.";
         calibration_sequences: usize = 64, Own, "Sequences of `train_seq_len` tokens that the model writes for its own calibration.";
         calibration_temperature: f64 = 0.8, Own, "Sampling temperature of the calibration text.";
+        hessian_dtype: StorageType = StorageType::Bf16, Own, "Rounding of each batch's Hessian before it is added to the others: bf16 is what the published code does, f32 is the better Hessian.";
         hessian_every: usize = 25, Own, "Steps between online Hessian batches.";
         hessian_below: f64 = 0.8, Own, "Learning-rate multiplier below which online Hessians are accumulated.";
         passthrough_numel: usize = 65_536, Own, "Tensors of at most this many elements stay f16.";
@@ -310,5 +325,17 @@ recipe_keys! {
         eval_batch_seqs: usize = 32, Own, "Windows scored at once.";
         sliding_tail: SlidingTail = SlidingTail::CountedAgain, Own, "How the last tokens of a sliding evaluation are counted.";
         score_logits: StorageType = StorageType::Bf16, Own, "Rounding of the capped logits in the sliding evaluation; bf16 is what the published code does.";
+        ttt_enabled: bool = false, Published, "Test-time training: the artifact's weights are trained on validation tokens while they are scored by sliding windows. The artifact stays as it is.";
+        ttt_order: TttOrder = TttOrder::ScoreFirst, Own, "Whether a token is scored before it is trained on. `train_first` scores are labelled as not legal.";
+        ttt_optimizer: TttOptimizer = TttOptimizer::Sgd, Own, "Optimizer of test-time training.";
+        ttt_lr: f64 = 0.002, Published, "Its learning rate, which falls by a cosine: step by step over all epochs (`train_first`), or chunk by chunk (`score_first`).";
+        ttt_mlp_proj_lr_mult: f64 = 1.0, Own, "Factor of the learning rate of every `mlp.proj` (#518: 3).";
+        ttt_mlp_fc_lr_mult: f64 = 1.0, Own, "Factor of the learning rate of every `mlp.fc` (#518: 0.5).";
+        ttt_epochs: usize = 3, Published, "Epochs over the validation tokens (`train_first`) or over each chunk (`score_first`).";
+        ttt_momentum: f64 = 0.9, Published, "Momentum of `sgd`.";
+        ttt_grad_clip: f64 = 1.0, Published, "Largest gradient norm of a step; 0 = no clipping.";
+        ttt_batch_seqs: usize = 32, Published, "Sequences of `eval_seq_len` tokens per step.";
+        ttt_chunk_tokens: usize = 32_768, Published, "Tokens scored, then trained on, at a time with `score_first`.";
+        ttt_fake_quantize: bool = false, Own, "Fake-quantizes the weights in the training forward, as the published scripts do by accident because their late-QAT flag is still on: every linear layer, or with banks `bigram.proj` and `ve_shared.proj` alone.";
     }
 }

@@ -6,12 +6,14 @@
 //! batch is taken from the training data (which shifts the data of all later steps) and its first micro-step is read
 //! with the live weights; the mean over these is used as it is.
 //!
-//! The products themselves are the engine's ([`Engine::hessians`]).
+//! The products themselves are the engine's ([`Engine::hessians`]), in f32; published products come out of the tensor cores
+//! rounded to bf16, which `hessian_dtype = "bf16"` repeats before a batch is added to the others.
 
 use super::engine::{Element, Engine, StateTensor};
 use crate::quantize::Hessians;
-use crate::recipe::{HessianSource, Quantizer, Recipe};
+use crate::recipe::{HessianSource, Quantizer, Recipe, StorageType};
 use anyhow::{Result, ensure};
+use half::bf16;
 use std::collections::BTreeMap;
 
 const PREFIX: &str = "hessian/";
@@ -56,6 +58,23 @@ impl Online {
         }
         self.count += 1;
         Ok(())
+    }
+
+    /// Lets the engine read some tokens and adds their Hessians, rounded as the recipe says.
+    pub fn read(
+        &mut self,
+        recipe: &Recipe,
+        engine: &mut dyn Engine,
+        tokens: &[u16],
+        seq_len: usize,
+    ) -> Result<()> {
+        let mut new = engine.hessians(tokens, seq_len)?;
+        if recipe.hessian_dtype == StorageType::Bf16 {
+            for value in new.values_mut().flatten() {
+                *value = bf16::from_f32(*value).to_f32();
+            }
+        }
+        self.add(new)
     }
 
     /// The means. A Hessian that is not finite, has a negative diagonal or is zero is left out.
@@ -134,7 +153,7 @@ pub fn self_generated(
     );
     let mut sum = Online::default();
     for (done, sequence) in tokens.chunks_exact(length).enumerate() {
-        sum.add(engine.hessians(&sequence[..length - 1], length - 1)?)?;
+        sum.read(recipe, engine, &sequence[..length - 1], length - 1)?;
         progress(done + 1);
     }
     let mut mean = sum.mean();
@@ -167,6 +186,21 @@ mod tests {
         assert_eq!((again, rest.len()), (online.clone(), 0));
         online.add(hessians([f32::NAN, 0.0, 0.0, 0.0])).unwrap();
         assert!(online.mean().is_empty());
+    }
+
+    #[test]
+    fn published_products_are_bf16() {
+        let mut engine = Toy::new(16);
+        // 300 of the same token: its count is not a bf16.
+        for (hessian_dtype, expected) in [(StorageType::Bf16, 300.0), (StorageType::F32, 301.0)] {
+            let recipe = Recipe {
+                hessian_dtype,
+                ..Recipe::default()
+            };
+            let mut online = Online::default();
+            online.read(&recipe, &mut engine, &[0; 301], 7).unwrap();
+            assert_eq!(online.mean()["blocks.0.mlp.fc.weight"][0], expected);
+        }
     }
 
     #[test]

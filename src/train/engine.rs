@@ -85,6 +85,39 @@ pub struct Rates {
     pub grad_clip_norm: f32,
 }
 
+/// One step of test-time training: all parameters are trained, by an optimizer whose state is its own.
+#[derive(Clone, Copy, Debug)]
+pub struct AdaptInputs<'a> {
+    /// Whole sequences of `seq_len`; at most as many as the recipe's `ttt_batch_seqs`.
+    pub tokens: &'a [u16],
+    pub targets: &'a [u16],
+    pub seq_len: usize,
+    /// Counted from 1. The first clears the optimizer's state.
+    pub update: u32,
+    pub rule: AdaptRule,
+    /// Schedule already applied.
+    pub learning_rate: f32,
+    /// Factors of the learning rate of every `mlp.proj` and every `mlp.fc`.
+    pub mlp_proj_factor: f32,
+    pub mlp_fc_factor: f32,
+    /// Largest gradient norm; infinite = no clipping.
+    pub grad_clip_norm: f32,
+    pub fake_quantize: bool,
+}
+
+/// How a step of test-time training turns gradients into updates. There is no weight decay.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum AdaptRule {
+    Sgd {
+        momentum: f32,
+    },
+    Adamw {
+        beta1: f64,
+        beta2: f64,
+        epsilon: f32,
+    },
+}
+
 /// What a step reports. `loss` and `grad_norm` may be non-finite; the loop then asks [`Engine::find_non_finite`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepOutput {
@@ -147,8 +180,8 @@ pub trait Engine {
         false
     }
 
-    /// For every attention and MLP matrix the sum of x xᵀ over its inputs x on these tokens (`cols * cols`, row-major, a bf16
-    /// product as published), by parameter name; live weights, evaluation mode.
+    /// For every attention and MLP matrix the sum of x xᵀ over its inputs x on these tokens (`cols * cols`, row-major, summed in f32), by
+    /// parameter name; live weights, evaluation mode.
     fn hessians(&mut self, tokens: &[u16], seq_len: usize) -> Result<Hessians> {
         let _ = (tokens, seq_len);
         Err(no_calibration())
@@ -166,9 +199,16 @@ pub trait Engine {
         let _ = (sequences, seq_len, temperature, seed);
         Err(no_calibration())
     }
+
+    /// One step of test-time training on the live weights. Optimizer and averages of the training stay as they are; the caller
+    /// puts the weights back.
+    fn adapt(&mut self, inputs: &AdaptInputs<'_>) -> Result<StepOutput> {
+        let _ = inputs;
+        anyhow::bail!("this engine has no test-time training")
+    }
 }
 
-fn no_calibration() -> anyhow::Error {
+pub(crate) fn no_calibration() -> anyhow::Error {
     Failure::user(
         "quantizer gptq",
         "it needs Hessians of the layers' inputs, which this engine does not collect",

@@ -1,5 +1,6 @@
 //! Training: the loop ([`run`]) over an [`engine::Engine`], with its schedule, averages, log and phases.
 
+pub mod adapt;
 pub mod averaging;
 pub mod calibrate;
 pub mod curve;

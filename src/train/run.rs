@@ -170,7 +170,7 @@ pub fn train(
             if Online::due(recipe, step, scale) {
                 let extra = ahead.take().map_or_else(|| data.take(), Ok)?;
                 let first = extra.tokens.len() / shape.micro_steps;
-                online.add(engine.hessians(&extra.tokens[..first], shape.seq_len)?)?;
+                online.read(recipe, engine, &extra.tokens[..first], shape.seq_len)?;
                 progress.hessian_batches = online.count;
                 data.recycle(extra);
             }

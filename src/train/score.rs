@@ -1,5 +1,6 @@
 //! Scores of an engine, and the way from trained weights to a scored artifact.
 
+use super::adapt::{order, score_adapting};
 use super::averaging::{Snapshots, final_weights};
 use super::calibrate::{Online, self_generated};
 use super::engine::{Engine, Logits};
@@ -16,9 +17,10 @@ use serde_json::json;
 use std::path::Path;
 use std::time::Instant;
 
-struct EngineScorer<'a> {
-    engine: &'a mut dyn Engine,
-    logits: Logits,
+/// An engine as the bookkeeping of evaluations sees it.
+pub(super) struct EngineScorer<'a> {
+    pub engine: &'a mut dyn Engine,
+    pub logits: Logits,
 }
 
 impl Scorer for EngineScorer<'_> {
@@ -52,6 +54,16 @@ pub fn score_chunked(
     result
 }
 
+/// How a recipe's sliding evaluation runs.
+pub(super) fn sliding_of(recipe: &Recipe) -> Sliding {
+    Sliding {
+        seq_len: recipe.eval_seq_len,
+        stride: recipe.eval_stride,
+        batch: recipe.eval_batch_seqs,
+        tail_once: recipe.sliding_tail == SlidingTail::Once,
+    }
+}
+
 /// Sliding-window evaluation of the live weights.
 pub fn score_sliding(
     recipe: &Recipe,
@@ -64,12 +76,7 @@ pub fn score_sliding(
         StorageType::Bf16 => Logits::Bf16,
         StorageType::F32 => Logits::F32,
     };
-    let how = Sliding {
-        seq_len: recipe.eval_seq_len,
-        stride: recipe.eval_stride,
-        batch: recipe.eval_batch_seqs,
-        tail_once: recipe.sliding_tail == SlidingTail::Once,
-    };
+    let how = sliding_of(recipe);
     let mut scorer = EngineScorer { engine, logits };
     reporter.live(stream.len() / recipe.eval_stride, "sliding windows");
     let result = sliding(&mut scorer, stream, table, how, &mut |done, _| {
@@ -157,27 +164,51 @@ pub fn finish(
         )?;
         Ok(tally)
     })?;
-    let sliding = if recipe.eval_stride > 0 {
-        Some(reporter.phase("sliding-window score", |reporter| {
-            let start = Instant::now();
-            let tally = score_sliding(recipe, engine, validation, table, reporter)?;
-            report(
-                reporter,
-                &format!("final_{label}_sliding_window"),
-                &tally,
-                &format!(" stride:{}", recipe.eval_stride),
-                start,
-            )?;
-            Ok(tally)
-        })?)
-    } else {
-        None
+    let sliding = match recipe.eval_stride {
+        0 => None,
+        _ => Some(score_final(
+            recipe,
+            engine,
+            (validation, table),
+            &format!("final_{label}_"),
+            reporter,
+        )?),
     };
     Ok(Finished {
         averaged,
         roundtrip,
         sliding,
         budget,
+    })
+}
+
+/// The score that a run or an artifact is known by: sliding windows, with test-time training if the recipe has it, reported under
+/// `prefix` and what it is.
+pub fn score_final(
+    recipe: &Recipe,
+    engine: &mut dyn Engine,
+    (stream, table): (&[u16], &ByteTable),
+    prefix: &str,
+    reporter: &mut Reporter,
+) -> Result<Tally> {
+    let phase = if recipe.ttt_enabled {
+        "test-time training and score"
+    } else {
+        "sliding-window score"
+    };
+    reporter.phase(phase, |reporter| {
+        let start = Instant::now();
+        let stride = recipe.eval_stride;
+        let (tally, name, extra) = if recipe.ttt_enabled {
+            let tally = score_adapting(recipe, engine, stream, table, reporter)?;
+            let extra = format!(" stride:{stride} ({})", order(recipe));
+            (tally, "ttt_sliding_window", extra)
+        } else {
+            let tally = score_sliding(recipe, engine, stream, table, reporter)?;
+            (tally, "sliding_window", format!(" stride:{stride}"))
+        };
+        report(reporter, &format!("{prefix}{name}"), &tally, &extra, start)?;
+        Ok(tally)
     })
 }
 

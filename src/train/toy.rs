@@ -16,6 +16,7 @@ pub struct Toy {
     /// Tokens announced by the last step, and how many steps were given what had been announced.
     ahead: Option<Vec<u16>>,
     pub foreseen: usize,
+    adapt_momentum: Vec<f32>,
 }
 
 impl Toy {
@@ -34,7 +35,24 @@ impl Toy {
             seen: Vec::new(),
             ahead: None,
             foreseen: 0,
+            adapt_momentum: Vec::new(),
         }
+    }
+
+    /// Mean loss and its gradient.
+    fn gradient(&self, tokens: &[u16], targets: &[u16]) -> (f32, Vec<f32>) {
+        let count = tokens.len() as f32;
+        let mut gradient = vec![0.0f32; self.weights.len()];
+        let mut loss = 0.0;
+        for (token, target) in tokens.iter().zip(targets) {
+            let row = self.log_probabilities(*token);
+            loss -= row[usize::from(*target)];
+            for (v, l) in row.iter().enumerate() {
+                gradient[usize::from(*token) * self.vocab + v] +=
+                    (l.exp() - f32::from(v == usize::from(*target))) / count;
+            }
+        }
+        (loss / count, gradient)
     }
 
     /// Log-probabilities after `token`.
@@ -52,17 +70,7 @@ impl Engine for Toy {
         self.seen.push(inputs.rates);
         self.foreseen += usize::from(self.ahead.as_deref() == Some(inputs.tokens));
         self.ahead = inputs.ahead.map(|[tokens, _]| tokens.to_vec());
-        let count = inputs.tokens.len() as f32;
-        let mut gradient = vec![0.0f32; self.weights.len()];
-        let mut loss = 0.0;
-        for (token, target) in inputs.tokens.iter().zip(inputs.targets) {
-            let row = self.log_probabilities(*token);
-            loss -= row[usize::from(*target)];
-            for (v, l) in row.iter().enumerate() {
-                gradient[usize::from(*token) * self.vocab + v] +=
-                    (l.exp() - f32::from(v == usize::from(*target))) / count;
-            }
-        }
+        let (loss, gradient) = self.gradient(inputs.tokens, inputs.targets);
         for ((w, m), g) in self
             .weights
             .iter_mut()
@@ -85,7 +93,7 @@ impl Engine for Toy {
             });
         }
         Ok(StepOutput {
-            loss: loss / count,
+            loss,
             grad_norm: gradient.iter().map(|g| g * g).sum::<f32>().sqrt(),
         })
     }
@@ -165,6 +173,26 @@ impl Engine for Toy {
             .iter()
             .any(|w| !w.is_finite())
             .then(|| "blocks.0.mlp.fc.weight".to_owned()))
+    }
+
+    /// Descent with momentum, whatever the rule.
+    fn adapt(&mut self, inputs: &AdaptInputs<'_>) -> Result<StepOutput> {
+        let (loss, gradient) = self.gradient(inputs.tokens, inputs.targets);
+        if inputs.update == 1 {
+            self.adapt_momentum = vec![0.0; self.weights.len()];
+        }
+        let AdaptRule::Sgd { momentum } = inputs.rule else {
+            anyhow::bail!("the toy has no AdamW")
+        };
+        let state = self.weights.iter_mut().zip(&mut self.adapt_momentum);
+        for ((w, m), g) in state.zip(&gradient) {
+            *m = momentum * *m + g;
+            *w -= inputs.learning_rate * *m;
+        }
+        Ok(StepOutput {
+            loss,
+            grad_norm: gradient.iter().map(|g| g * g).sum::<f32>().sqrt(),
+        })
     }
 
     fn calibrates(&self) -> bool {

@@ -175,3 +175,53 @@ fn averages() {
         assert_eq!(sums.read_bf16(), doubled);
     }
 }
+
+#[test]
+fn descent_with_momentum_of_both_types() {
+    let gpu = Gpu::new();
+    for storage in [Storage::F32, Storage::Bf16] {
+        for n in SIZES {
+            let mut random = Random::new(40 + n);
+            let value = |random: &mut Random, scale| match storage {
+                Storage::F32 => random.f32(n, scale),
+                Storage::Bf16 => random.bf16(n, scale),
+            };
+            let (p, m) = (value(&mut random, 1.0), value(&mut random, 0.1));
+            let g = random.f32(n, 0.5);
+            let upload = |x: &[f64]| match storage {
+                Storage::F32 => gpu.f32(x),
+                Storage::Bf16 => gpu.bf16(x),
+            };
+            let (pd, md, gd) = (upload(&p), upload(&m), gpu.f32(&g));
+            let step = gpu.step_values(|s| s.learning_rate_scale = 0.5);
+            let clip = gpu.f32(&[0.25]);
+            gpu.kernels
+                .sgd(
+                    &gpu.stream,
+                    storage,
+                    n,
+                    pd.ptr(),
+                    gd.ptr(),
+                    md.ptr(),
+                    step.ptr(),
+                    Some(clip.ptr()),
+                    0.04,
+                    0.9,
+                )
+                .unwrap();
+            gpu.wait();
+            let moved: Vec<f64> = m.iter().zip(&g).map(|(m, g)| 0.9 * m + 0.25 * g).collect();
+            let updated: Vec<f64> = p.iter().zip(&moved).map(|(p, m)| p - 0.02 * m).collect();
+            match storage {
+                Storage::F32 => {
+                    assert_f32("param", &pd.read_f32(), &updated, 1.0);
+                    assert_f32("m", &md.read_f32(), &moved, 1.0);
+                }
+                Storage::Bf16 => {
+                    assert_bf16("param", &pd.read_bf16(), &updated, 0.1);
+                    assert_bf16("m", &md.read_bf16(), &moved, 0.1);
+                }
+            }
+        }
+    }
+}

@@ -17,3 +17,4 @@ mod norm_mix;
 mod planted;
 mod qkv;
 mod quantize;
+mod sampling;

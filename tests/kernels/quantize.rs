@@ -7,12 +7,23 @@ use crate::numbers::{Random, bf16};
 #[test]
 fn weights_are_scaled_and_cast_into_their_place() {
     let gpu = Gpu::new();
-    for (i, (batches, rows, columns, gap, scaled, quantize, flag)) in [
-        (1u64, 1u64, 8u64, 0u64, false, FakeQuantize::Never, 0u32),
-        (3, 10, 128, 16, true, FakeQuantize::Never, 0),
-        (2, 9, 264, 0, true, FakeQuantize::Always, 0),
-        (1, 64, 64, 0, false, FakeQuantize::ByStep, 1),
-        (1, 64, 64, 0, false, FakeQuantize::ByStep, 0),
+    for (i, (batches, rows, columns, gap, scaled, quantize, flag, bits)) in [
+        (
+            1u64,
+            1u64,
+            8u64,
+            0u64,
+            false,
+            FakeQuantize::Never,
+            0u32,
+            6u32,
+        ),
+        (3, 10, 128, 16, true, FakeQuantize::Never, 0, 5),
+        (2, 9, 264, 0, true, FakeQuantize::Always, 0, 6),
+        (2, 9, 264, 0, true, FakeQuantize::Always, 0, 5),
+        (1, 24, 40, 0, false, FakeQuantize::ByStep, 1, 5),
+        (1, 64, 64, 0, false, FakeQuantize::ByStep, 1, 6),
+        (1, 64, 64, 0, false, FakeQuantize::ByStep, 0, 6),
     ]
     .into_iter()
     .enumerate()
@@ -37,6 +48,7 @@ fn weights_are_scaled_and_cast_into_their_place() {
                     out: out.ptr(),
                     out_batch_stride: stride,
                     quantize,
+                    bits,
                     step: step.ptr(),
                 },
             )
@@ -47,11 +59,12 @@ fn weights_are_scaled_and_cast_into_their_place() {
         for (r, row) in weight.chunks_exact(columns as usize).enumerate() {
             let (batch, inner) = (r / rows as usize, r % rows as usize);
             let largest = row.iter().fold(0f32, |m, &x| m.max((x as f32).abs()));
-            let s = (largest / 31.0).max(1.0 / 31.0);
+            let most = ((1 << (bits - 1)) - 1) as f32;
+            let s = (largest / most).max(1.0 / most);
             for (c, &w) in row.iter().enumerate() {
                 let w = w as f32;
                 let used = if fake {
-                    (w / s).round_ties_even().clamp(-32.0, 31.0) * s
+                    (w / s).round_ties_even().clamp(-most - 1.0, most) * s
                 } else {
                     w
                 };
