@@ -1,10 +1,11 @@
 //! birdie: trains, compresses and scores the language models of the parameter-golf challenge.
 //!
-//! The rooms, top down: `cli` → `train`, `evaluate`, `quantize`, `artifact`, `checkpoint` → `model` →
+//! The rooms, top down: `cli` → `bench`, `train`, `evaluate`, `quantize`, `artifact`, `checkpoint` → `model` →
 //! `kernels` → `driver`; `recipe`, `data` and `failure` are used by all. Nothing below knows what is above.
 
 pub mod arena;
 pub mod artifact;
+pub mod bench;
 pub mod checkpoint;
 pub mod cli;
 pub mod data;

@@ -39,8 +39,6 @@ pub struct Settings {
     pub step_limit: u64,
     /// Count instructions, bytes and conflicts.
     pub count: bool,
-    /// Record waits, copies, wgmma and phases of mbarriers.
-    pub trace: bool,
     /// The tensor core computes in the arithmetic measured on silicon instead of f32 multiply-adds; much slower.
     pub exact_mma: bool,
 }
@@ -58,7 +56,6 @@ impl Default for Settings {
             exact_alignment: false,
             step_limit: 0,
             count: false,
-            trace: false,
             exact_mma: false,
         }
     }
@@ -66,7 +63,7 @@ impl Default for Settings {
 
 impl Settings {
     /// The defaults, changed by `BIRDIE_EMU_SMS`, `_SEED`, `_POLICY` (eager, latest, random), `_CHECKS` (0 or 1),
-    /// `_COLLECT`, `_EXACT_MMA`, `_THREADS`, `_MEMORY` (bytes), `_EXACT_ALIGNMENT` and `_STEP_LIMIT`. The error names the variable.
+    /// `_COLLECT`, `_COUNT`, `_EXACT_MMA`, `_THREADS`, `_MEMORY` (bytes), `_EXACT_ALIGNMENT` and `_STEP_LIMIT`. The error names the variable.
     pub fn from_env() -> Result<Self, String> {
         let mut s = Settings::default();
         fn read<T: std::str::FromStr>(name: &str, to: &mut T) -> Result<(), String> {
@@ -91,6 +88,7 @@ impl Settings {
         read("STEP_LIMIT", &mut s.step_limit)?;
         flag("CHECKS", &mut s.checks)?;
         flag("COLLECT", &mut s.collect)?;
+        flag("COUNT", &mut s.count)?;
         flag("EXACT_MMA", &mut s.exact_mma)?;
         flag("EXACT_ALIGNMENT", &mut s.exact_alignment)?;
         s.policy = match std::env::var("BIRDIE_EMU_POLICY").as_deref() {
@@ -195,15 +193,6 @@ pub struct LaunchReport {
     /// Clusters of the grid, and how many of them were executed (see [`Device::sample`]).
     pub clusters: u64,
     pub executed: u64,
-}
-
-/// What was observed of a launch, however it ended.
-#[derive(Debug, Default)]
-pub struct Observation {
-    /// With [`Settings::count`].
-    pub counters: Option<crate::counters::Counters>,
-    /// With [`Settings::trace`].
-    pub trace: Option<crate::trace::LaunchTrace>,
 }
 
 /// Why a launch ended early.

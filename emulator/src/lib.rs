@@ -14,4 +14,3 @@ pub mod ptx;
 pub mod simd;
 pub mod tensor;
 pub mod tensor_map;
-pub mod trace;

@@ -4,6 +4,7 @@
 //! interrupted by Ctrl-C (the checkpoint is written); 1 is a defect of birdie or of the machine. An error is
 //! one line, `birdie: what: why`, and a line `hint: …`, both on standard error.
 
+mod bench;
 mod doctor;
 mod eval;
 mod inspect;
@@ -69,6 +70,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Compare the device model with cases computed by the published code.
     Parity(parity::ParityArgs),
+    /// Measure the kernels on a GPU, or count them on the emulator.
+    Bench(bench::BenchArgs),
     /// Say what of this machine birdie can use.
     Doctor(doctor::DoctorArgs),
     /// Write weights as safetensors under the published names.
@@ -146,6 +149,7 @@ fn execute(cli: Cli, backend: Backend) -> Result<u8> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Eval(args) => eval::run(&args, backend),
         Command::Parity(args) => parity::run(&args, backend),
+        Command::Bench(args) => bench::run(&args, backend),
         Command::Doctor(args) => doctor::run(&args, backend),
         Command::Export(args) => weights::export(&args, backend),
         Command::Import(args) => weights::import(&args, backend),

@@ -364,7 +364,7 @@ impl Kernels {
                 &map_a, &map_b, &map_out, &map_aux, &m, &n, &k, &batches, &alpha, &beta,
             ],
         )?;
-        Ok(shape.work(4))
+        self.done(shape.work(4))
     }
 
     /// `out = a b` where that is known to be symmetric (`b = a` transposed, or a power of a symmetric matrix), in bf16: NT or TN. Tiles
@@ -393,7 +393,7 @@ impl Kernels {
             triangle(shape.n) * shape.batches,
             &[&map_a, &map_b, &map_out, &m, &n, &k, &batches],
         )?;
-        Ok(shape.work(2))
+        self.done(shape.work(2))
     }
 
     /// `out = alpha a a + beta aux` in bf16 for symmetric `a` and `aux`. `aux` must not be `out`: a tile's mirror image is written

@@ -25,31 +25,40 @@ pub struct Seen<'a> {
 }
 
 impl Seen<'_> {
-    /// The 32-bit parameters: sizes and factors, in their order.
-    pub fn scalars(&self) -> Vec<u32> {
-        self.small(4)
-            .map(|bytes| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+    /// Sizes and factors among the parameters, in their order: 32-bit values, and 64-bit ones too small to be an address.
+    pub fn scalars(&self) -> Vec<u64> {
+        self.words()
+            .filter(|&(bytes, value)| bytes == 4 || (1..LEAST_ADDRESS).contains(&value))
+            .map(|(_, value)| value)
             .collect()
     }
 
-    /// Which of the 64-bit parameters (pointers, mostly) are not zero.
+    /// Which of the 64-bit parameters are not zero: the optional operands that there are.
     pub fn present(&self) -> Vec<bool> {
-        self.small(8)
-            .map(|bytes| bytes.iter().any(|&b| b != 0))
+        self.words()
+            .filter(|&(bytes, _)| bytes == 8)
+            .map(|(_, value)| value != 0)
             .collect()
     }
 
-    fn small(&self, size: usize) -> impl Iterator<Item = Vec<u8>> {
+    /// Size and value of each parameter of 4 or 8 bytes.
+    fn words(&self) -> impl Iterator<Item = (usize, u64)> {
         self.parameters
             .iter()
             .map(|parameter| parameter.bytes())
-            .filter(move |&(bytes, _)| bytes == size)
-            // SAFETY: a parameter is plain data of the size it names (`Parameter`).
+            .filter(|&(bytes, _)| bytes == 4 || bytes == 8)
             .map(|(bytes, at)| {
-                unsafe { std::slice::from_raw_parts(at.cast::<u8>(), bytes) }.to_vec()
+                let mut word = [0; 8];
+                // SAFETY: a parameter is plain data of the size it names (`Parameter`).
+                word[..bytes]
+                    .copy_from_slice(unsafe { std::slice::from_raw_parts(at.cast::<u8>(), bytes) });
+                (bytes, u64::from_le_bytes(word))
             })
     }
 }
+
+/// Device addresses of both drivers lie above this; sizes below.
+const LEAST_ADDRESS: u64 = 1 << 36;
 
 /// Told of launches; see the module.
 pub trait Observer {

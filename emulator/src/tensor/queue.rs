@@ -236,10 +236,6 @@ unsafe fn try_issue(cx: &mut Cx, op: &Op) -> Result<Flow, Flow> {
     if complete {
         // A warp that waits for this operation can go on.
         cx.cluster().progress += 1;
-        let cta = cx.cta().rank;
-        if let Some(trace) = &mut cx.cluster().trace {
-            trace.wgmma_issued(cta, group as u32, pc, index);
-        }
     }
     let warp = cx.warp().index;
     if let Some(counters) = &mut cx.cluster().counters {
@@ -347,9 +343,6 @@ fn retire(cx: &mut Cx, group: usize) -> bool {
     };
     let index = state.retired;
     state.retired += 1;
-    if let Some(trace) = &mut cluster.trace {
-        trace.wgmma_executed(cta.rank, group as u32, index);
-    }
     if !entry.broken {
         if let Some(check) = cluster.check.as_deref_mut() {
             super::operands::check(check, &entry, index, program, cta.rank);
@@ -433,10 +426,7 @@ pub(super) fn wait(cx: &mut Cx, n: u32) -> Flow {
             warp.agents.pop_front();
             joined.push(agent);
         }
-        let (at, cta) = (cx.at(), cx.cta().rank);
-        if let Some(trace) = &mut cx.cluster().trace {
-            trace.wgmma_waited(cta, group as u32, end);
-        }
+        let at = cx.at();
         if let Some(check) = cx.cluster().check.as_deref_mut() {
             check.tensor.waited(at.agent.0, end);
             for agent in joined {

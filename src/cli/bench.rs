@@ -1,0 +1,103 @@
+//! `birdie bench`: what the kernels cost, on a GPU measured, on the emulator counted and predicted.
+
+use super::{Backend, DeviceArgs};
+use crate::bench::record::Record;
+use crate::bench::{self, Options, compare, table};
+use crate::recipe;
+use crate::train::log::say;
+use anyhow::Result;
+use clap::{Args, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub(super) struct BenchArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Every kernel of a recipe's training step.
+    Kernels(KernelArgs),
+    /// Two records of `bench kernels --out`, row by row.
+    Compare { old: PathBuf, new: PathBuf },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Size {
+    /// One sequence of 256 tokens at the recipe's widths; the emulator executes it whole.
+    Small,
+    /// The step of one of the recipe's devices; the emulator executes a sample of each grid.
+    Full,
+}
+
+#[derive(Args)]
+struct KernelArgs {
+    /// A built-in recipe or a TOML file.
+    #[arg(long, default_value = "1072")]
+    recipe: String,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[arg(long, value_enum, default_value = "full")]
+    shape: Size,
+    /// Only entry points whose name contains this.
+    #[arg(long)]
+    filter: Option<String>,
+    /// Write the record as JSON.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// On the emulator: execute one cluster in so many of large grids; default 96 with --shape full, 1 (all) with small.
+    #[arg(long)]
+    sample: Option<u64>,
+    /// On a GPU: repetitions of the step for each state of the cache.
+    #[arg(long, default_value_t = 10)]
+    repetitions: u32,
+    /// Change a key of the recipe; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+pub(super) fn run(args: &BenchArgs, backend: Backend) -> Result<u8> {
+    match &args.what {
+        What::Kernels(args) => kernels(args, backend),
+        What::Compare { old, new } => {
+            let (old, new) = (Record::read(old)?, Record::read(new)?);
+            say(compare::compare(&old, &new)?.trim_end());
+            Ok(0)
+        }
+    }
+}
+
+/// The emulator counts, and looks as large as the device that the predictions are for. Its memory is given by the host page by page, and
+/// samples touch a part of it only.
+const EMULATOR: [(&str, &str); 3] = [
+    ("BIRDIE_EMU_COUNT", "1"),
+    ("BIRDIE_EMU_SMS", "132"),
+    ("BIRDIE_EMU_MEMORY", "85899345920"),
+];
+
+fn kernels(args: &KernelArgs, backend: Backend) -> Result<u8> {
+    for (name, value) in EMULATOR {
+        // SAFETY: no other thread of the program exists yet: the device is opened below.
+        unsafe { std::env::set_var(name, value) };
+    }
+    say(&(backend.device)(args.device.device, args.device.check)?);
+    let mut recipe = recipe::load(&args.recipe, std::iter::empty(), &args.set)?.recipe;
+    if args.shape == Size::Small {
+        recipe = bench::small(&recipe);
+    }
+    let options = Options {
+        filter: args.filter.clone(),
+        sample: args.sample.unwrap_or(match args.shape {
+            Size::Small => 1,
+            Size::Full => 96,
+        }),
+        repetitions: args.repetitions,
+    };
+    let record = bench::kernels(&recipe, &options)?;
+    say(table::report(&record).trim_end());
+    if let Some(path) = &args.out {
+        record.write(path)?;
+    }
+    Ok(0)
+}
