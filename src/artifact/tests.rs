@@ -226,3 +226,17 @@ proptest! {
         prop_assert!(Artifact::decode(&bytes).is_err());
     }
 }
+
+/// An artifact is there to be given away: it has the permissions of any new file.
+#[cfg(unix)]
+#[test]
+fn files_are_as_readable_as_others() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let [plain, atomic] = ["plain", "atomic"].map(|name| folder.path().join(name));
+    std::fs::write(&plain, b"x").unwrap();
+    super::write_atomically(&atomic, b"x").unwrap();
+    let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode();
+    assert_eq!(mode(&atomic), mode(&plain));
+    assert_eq!(folder.path().read_dir().unwrap().count(), 2);
+}
