@@ -89,11 +89,7 @@ impl Checkpoint {
                 "free some disk space or choose another --out; the last checkpoint is untouched",
             )
         };
-        let folder = path
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        let mut temporary = tempfile::NamedTempFile::new_in(folder).map_err(refuse)?;
+        let mut temporary = crate::artifact::temporary_beside(path).map_err(refuse)?;
         {
             let mut writer = BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
             self.write(&mut writer).map_err(refuse)?;
@@ -103,7 +99,7 @@ impl Checkpoint {
         temporary
             .persist(path)
             .map_err(|error| refuse(error.error))?;
-        std::fs::File::open(folder)
+        std::fs::File::open(crate::artifact::folder_of(path))
             .and_then(|folder| folder.sync_all())
             .map_err(refuse)?;
         Ok(())
