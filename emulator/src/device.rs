@@ -35,6 +35,8 @@ pub struct Settings {
     pub memory_bytes: u64,
     /// Align shared memory as declared and no better, also where the device happens to align it better.
     pub exact_alignment: bool,
+    /// `elect.sync` takes any lane, by seed, instead of the lowest.
+    pub elect_any: bool,
     /// Operations (of warps) after which a launch ends with a time-out; 0 = no limit.
     pub step_limit: u64,
     /// Count instructions, bytes and conflicts.
@@ -54,6 +56,7 @@ impl Default for Settings {
             threads: 0,
             memory_bytes: 80 << 30,
             exact_alignment: false,
+            elect_any: false,
             step_limit: 0,
             count: false,
             exact_mma: false,
@@ -63,7 +66,8 @@ impl Default for Settings {
 
 impl Settings {
     /// The defaults, changed by `BIRDIE_EMU_SMS`, `_SEED`, `_POLICY` (eager, latest, random), `_CHECKS` (0 or 1),
-    /// `_COLLECT`, `_COUNT`, `_EXACT_MMA`, `_THREADS`, `_MEMORY` (bytes), `_EXACT_ALIGNMENT` and `_STEP_LIMIT`. The error names the variable.
+    /// `_COLLECT`, `_COUNT`, `_EXACT_MMA`, `_THREADS`, `_MEMORY` (bytes), `_EXACT_ALIGNMENT`, `_ELECT_ANY`
+    /// and `_STEP_LIMIT`. The error names the variable.
     pub fn from_env() -> Result<Self, String> {
         let mut s = Settings::default();
         fn read<T: std::str::FromStr>(name: &str, to: &mut T) -> Result<(), String> {
@@ -91,6 +95,7 @@ impl Settings {
         flag("COUNT", &mut s.count)?;
         flag("EXACT_MMA", &mut s.exact_mma)?;
         flag("EXACT_ALIGNMENT", &mut s.exact_alignment)?;
+        flag("ELECT_ANY", &mut s.elect_any)?;
         s.policy = match std::env::var("BIRDIE_EMU_POLICY").as_deref() {
             Ok("eager") => Policy::Eager,
             Ok("latest") => Policy::Latest,

@@ -186,6 +186,9 @@ pub(super) fn step(cluster: &mut Cluster, launch: &Launch, index: usize) -> Resu
         count(cluster, &work, warp, lanes, at.pc, read);
     }
     cluster.asynchronous.entry(index).work = work;
+    if let Some(check) = &mut cluster.check {
+        check.settle();
+    }
     result
 }
 

@@ -4,6 +4,11 @@
 //! runs all its CTAs under one checker. For every other kernel the clusters run independently; each keeps a log of
 //! the ranges it read and wrote, and after the launch overlapping ranges of different clusters, at least one of them written,
 //! are races. The log merges neighbouring accesses of one instruction, so it stays short for streaming kernels.
+//!
+//! Writes of equal values are no race to report: whoever comes last, the result is the same, and programs do it on purpose (`*changed = true`
+//! from everywhere). For single small writes the log holds the value; of larger ones it knows whether they changed any byte, so that of two
+//! clusters that write the same array the later is recognised. (A write that finds its own value there by chance hides a race from this
+//! schedule, as the order of clusters may.)
 
 use super::{Finding, FindingKind, Kind, SiteRef};
 
@@ -13,6 +18,20 @@ pub struct Range {
     pub end: u64,
     pub pc: u32,
     pub write: bool,
+    /// The write left every byte as it was.
+    pub idle: bool,
+    /// The value written, if the range is of a single write.
+    pub value: Option<u128>,
+}
+
+impl Range {
+    /// Do both write, and the same? Then nobody can tell who came last.
+    fn writes_the_same(&self, other: &Range) -> bool {
+        let same_value = self.value.is_some()
+            && self.value == other.value
+            && (self.start, self.end) == (other.start, other.end);
+        self.write && other.write && (self.idle || other.idle || same_value)
+    }
 }
 
 /// Global accesses of one cluster.
@@ -32,8 +51,27 @@ impl GlobalLog {
                 end: address + bytes,
                 pc,
                 write: kind == Kind::Write,
+                idle: false,
+                value: None,
             });
         }
+    }
+
+    /// A write of `after` over `before`.
+    pub fn add_write(&mut self, address: u64, before: &[u8], after: &[u8], pc: u32) {
+        let mut value = [0; 16];
+        let small = after.len() <= 16;
+        if small {
+            value[..after.len()].copy_from_slice(after);
+        }
+        self.accesses.add(Range {
+            start: address,
+            end: address + after.len() as u64,
+            pc,
+            write: true,
+            idle: before == after,
+            value: small.then(|| u128::from_le_bytes(value)),
+        });
     }
 
     /// Floats are added to what stands there, in whatever order.
@@ -43,6 +81,8 @@ impl GlobalLog {
             end: address + bytes,
             pc,
             write: true,
+            idle: false,
+            value: None,
         });
     }
 }
@@ -58,7 +98,14 @@ pub struct Ranges {
 impl Ranges {
     fn add(&mut self, new: Range) {
         for r in self.list.iter_mut().rev().take(8) {
-            if r.pc == new.pc && r.write == new.write && new.start <= r.end && new.end >= r.start {
+            if r.pc == new.pc
+                && (r.write, r.idle) == (new.write, new.idle)
+                && new.start <= r.end
+                && new.end >= r.start
+            {
+                if (r.start, r.end, r.value) != (new.start, new.end, new.value) {
+                    r.value = None;
+                }
                 r.start = r.start.min(new.start);
                 r.end = r.end.max(new.end);
                 return;
@@ -73,11 +120,17 @@ impl Ranges {
 
     /// Sorts by instruction and merges touching ranges.
     fn compact(&mut self) {
-        self.list.sort_unstable_by_key(|r| (r.pc, r.write, r.start));
+        self.list
+            .sort_unstable_by_key(|r| (r.pc, r.write, r.idle, r.start, r.end, r.value));
         let mut out: Vec<Range> = Vec::with_capacity(self.list.len());
         for r in &self.list {
             match out.last_mut() {
-                Some(l) if l.pc == r.pc && l.write == r.write && r.start <= l.end => {
+                Some(l)
+                    if (l.pc, l.write, l.idle) == (r.pc, r.write, r.idle) && r.start <= l.end =>
+                {
+                    if (l.start, l.end, l.value) != (r.start, r.end, r.value) {
+                        l.value = None;
+                    }
                     l.end = l.end.max(r.end);
                 }
                 _ => out.push(*r),
@@ -173,6 +226,7 @@ fn overlaps(
             .chain(if r.write { read.as_slice() } else { &[] });
         for (o, other) in earlier {
             if *other == cluster
+                || r.writes_the_same(o)
                 || findings.len() >= 50
                 || findings
                     .iter()
@@ -212,6 +266,32 @@ mod tests {
             (48, 16, Kind::Write, 1),
         ]);
         assert_eq!(l.accesses.list.len(), 3);
+    }
+
+    #[test]
+    fn clusters_that_write_the_same_are_not_reported() {
+        let one = |before: &[u8], after: &[u8]| {
+            let mut l = GlobalLog::default();
+            l.add_write(8, before, after, 1);
+            l.add_write(8, after, after, 1);
+            l
+        };
+        // A flag that both set: both found it unset, or the second found it set.
+        let (unset, set) = ([0u8; 4], [1u8; 4]);
+        for before in [unset, set] {
+            let mut logs = vec![(0, one(&unset, &set)), (1, one(&before, &set))];
+            assert!(races("k", &mut logs).is_empty());
+        }
+        let mut logs = vec![(0, one(&unset, &set)), (1, one(&set, &[2; 4]))];
+        assert_eq!(races("k", &mut logs).len(), 1);
+        // An array that both write; one element of it differs.
+        let (zero, mut other) = ([0u8; 64], [1u8; 64]);
+        let mut logs = vec![(0, one(&zero, &other)), (1, one(&other, &other))];
+        assert!(races("k", &mut logs).is_empty());
+        let was = other;
+        other[3] = 9;
+        let mut logs = vec![(0, one(&zero, &was)), (1, one(&was, &other))];
+        assert_eq!(races("k", &mut logs).len(), 1);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 use super::clock::{Agents, Identity, Knowledge};
 use super::shadow::{Conflict, New, Order, Past, Shadow};
 use super::*;
+use crate::exec::SHARED_BASE;
 
 /// Findings kept at the most when they are collected.
 const MOST_FINDINGS: usize = 200;
@@ -23,6 +24,20 @@ pub(super) struct Object {
     /// Released up to the last completed phase.
     published: Knowledge,
     has_phases: bool,
+}
+
+/// A write that has been announced and not yet been done.
+#[derive(Debug)]
+pub(super) struct Unsettled {
+    at: At,
+    memory: *const u8,
+    /// What lay there, in `Checker::overwritten`.
+    kept: std::ops::Range<usize>,
+    /// Address in global memory.
+    global: Option<u64>,
+    proxy: Proxy,
+    /// Space, address, and what it conflicts with.
+    conflict: Option<(String, u64, Conflict)>,
 }
 
 /// The order of one agent, as shadow memory asks for it.
@@ -68,6 +83,9 @@ impl Checker {
             global: Shadow::default(),
             objects: HashMap::new(),
             log: GlobalLog::default(),
+            memory: Vec::new(),
+            unsettled: Vec::new(),
+            overwritten: Vec::new(),
             registers: valid::Registers::new(program, warps),
             tensor: Default::default(),
         }
@@ -209,7 +227,16 @@ impl Checker {
             self.shared[cta as usize].access(u64::from(address), u64::from(bytes), new, &order);
         if let Some((a, c)) = found {
             let space = format!("shared memory of CTA {cta},");
-            self.conflict(at, &space, a, kind, proxy, c);
+            let from = (address - SHARED_BASE) as usize;
+            match self.memory.get(cta as usize) {
+                Some(memory) if kind == Kind::Write && proxy == Proxy::Generic => {
+                    // SAFETY: the range was tested before; the CTA's memory lives as long as its cluster.
+                    let before =
+                        unsafe { std::slice::from_raw_parts(memory.add(from), bytes as usize) };
+                    self.keep_write(at, before, None, proxy, Some((space, a, c)));
+                }
+                _ => self.conflict(at, &space, a, kind, proxy, c),
+            }
         }
     }
 
@@ -305,10 +332,74 @@ impl Checker {
             shared: false,
         };
         let found = self.global.access(address, bytes, new, &order);
+        if kind == Kind::Write {
+            // SAFETY: the range was tested before.
+            let before =
+                unsafe { std::slice::from_raw_parts(address as *const u8, bytes as usize) };
+            let conflict = found.map(|(a, c)| ("global".to_string(), a, c));
+            self.keep_write(at, before, Some(address), proxy, conflict);
+            return;
+        }
         self.log.add(address, bytes, kind, at.pc);
         if let Some((a, c)) = found {
             self.conflict(at, "global", a, kind, proxy, c);
         }
+    }
+
+    /// Remembers what lies where a write is about to go, until [`Checker::settle`].
+    fn keep_write(
+        &mut self,
+        at: At,
+        before: &[u8],
+        global: Option<u64>,
+        proxy: Proxy,
+        conflict: Option<(String, u64, Conflict)>,
+    ) {
+        let start = self.overwritten.len();
+        self.overwritten.extend_from_slice(before);
+        self.unsettled.push(Unsettled {
+            at,
+            memory: before.as_ptr(),
+            kept: start..start + before.len(),
+            global,
+            proxy,
+            conflict,
+        });
+    }
+
+    /// The writes announced so far have been done: logs those to global memory, and reports those that conflict with an earlier write,
+    /// unless they left every byte as it was. (Unordered writes of one value do not show in any result; programs rely on it, and
+    /// compute-sanitizer does not report them either.)
+    pub fn settle(&mut self) {
+        if self.unsettled.is_empty() {
+            return;
+        }
+        let kept = std::mem::take(&mut self.overwritten);
+        let mut list = std::mem::take(&mut self.unsettled);
+        for u in list.drain(..) {
+            let before = &kept[u.kept];
+            // SAFETY: memory that the write was tested to lie in; this cluster runs on this thread.
+            let after = unsafe { std::slice::from_raw_parts(u.memory, before.len()) };
+            if let Some(address) = u.global {
+                self.log.add_write(address, before, after, u.at.pc);
+            }
+            let Some((space, address, conflict)) = u.conflict else {
+                continue;
+            };
+            let over_write = matches!(
+                conflict,
+                Conflict::Race {
+                    earlier_writes: true,
+                    ..
+                }
+            );
+            if !over_write || before != after {
+                self.conflict(u.at, &space, address, Kind::Write, u.proxy, conflict);
+            }
+        }
+        self.overwritten = kept;
+        self.overwritten.clear();
+        self.unsettled = list;
     }
 
     /// `at` makes everything it did (and has observed) visible to whoever acquires `object` later.
@@ -338,15 +429,16 @@ impl Checker {
         }
     }
 
+    /// A relaxed arrive at a barrier: releases what the agent had done before its last fence.
+    pub fn release_fenced(&mut self, at: At, object: Sync) {
+        if let Some(k) = &self.agents.all[at.agent.0 as usize].fenced {
+            self.objects.entry(object).or_default().pending.join(k);
+        }
+    }
+
     /// A relaxed or volatile write, or an atomic, at an address: releases what the agent had done before its last fence.
     pub fn release_relaxed(&mut self, at: At, address: u64) {
-        if let Some(k) = &self.agents.all[at.agent.0 as usize].fenced {
-            self.objects
-                .entry(Sync::Address { address })
-                .or_default()
-                .pending
-                .join(k);
-        }
+        self.release_fenced(at, Sync::Address { address });
     }
 
     /// A relaxed or volatile read, or an atomic: what was released there is acquired at the agent's next fence.
@@ -375,8 +467,19 @@ impl Checker {
         self.agents.finish(operation.agent.0);
     }
 
-    /// `at` has waited for the operation itself (wgmma.wait_group, cp.async.wait_group, bulk wait_group).
+    /// `at` has waited for the operation itself (cp.async.wait_group, bulk wait_group), which nobody else waits for.
     pub fn join(&mut self, at: At, operation: Agent) {
+        self.follow(at, operation);
+        self.finish(operation);
+    }
+
+    /// The operation accesses nothing any more and nobody will wait for it.
+    pub fn finish(&mut self, operation: Agent) {
+        self.agents.finish(operation.0);
+    }
+
+    /// `at` has waited for the operation, and so may others (wgmma.wait_group).
+    pub fn follow(&mut self, at: At, operation: Agent) {
         if at.agent != operation {
             let (a, b) = clock::two(
                 &mut self.agents.all,
@@ -385,7 +488,6 @@ impl Checker {
             );
             a.knowledge.join(&b.knowledge);
         }
-        self.agents.finish(operation.0);
     }
 
     pub fn fence(&mut self, at: At, fence: Fence) {
@@ -408,10 +510,13 @@ impl Checker {
                 a.fenced = Some(a.knowledge.clone());
                 self.agents.tick(at.agent.0);
             }
-            Fence::ProxyTensormap { .. }
-            | Fence::ProxyAlias
-            | Fence::MbarrierInit
-            | Fence::Wgmma => {}
+            // Releases the initialisation of mbarriers, for the relaxed arrive at the cluster barrier that follows it. That it
+            // would release nothing else is not modelled: such a race is missed.
+            Fence::MbarrierInit => {
+                a.fenced = Some(a.knowledge.clone());
+                self.agents.tick(at.agent.0);
+            }
+            Fence::ProxyTensormap { .. } | Fence::ProxyAlias | Fence::Wgmma => {}
         }
     }
 

@@ -173,6 +173,11 @@ pub struct Checker {
     pub collect: bool,
     /// Global accesses, for the comparison with other clusters after the launch.
     pub log: GlobalLog,
+    /// Where the shared memory of each CTA of the cluster lies.
+    pub memory: Vec<*const u8>,
+    /// Writes that are being done, and the bytes they overwrite.
+    unsettled: Vec<hooks::Unsettled>,
+    overwritten: Vec<u8>,
     agents: clock::Agents,
     /// Shadow of each CTA's shared memory.
     shared: Vec<shadow::Shadow>,
@@ -186,6 +191,6 @@ pub struct Checker {
     pub tensor: crate::tensor::registers::Tracking,
 }
 
-// SAFETY: the raw pointer in `Shadow` points into its own boxed pages; a checker belongs to one cluster, which runs on one
-// thread at a time.
+// SAFETY: the raw pointer in `Shadow` points into its own boxed pages, the others into memory of the cluster and the device; a checker
+// belongs to one cluster, which runs on one thread at a time.
 unsafe impl Send for Checker {}

@@ -173,7 +173,7 @@ pub unsafe fn push(context: u64) -> Outcome {
 
 pub unsafe fn pop(out: *mut u64) -> Outcome {
     let _guard = state::lock()?;
-    match CURRENT.with_borrow_mut(Vec::pop) {
+    match CURRENT.with_borrow_mut(|stack| stack.pop()) {
         Some(context) if !out.is_null() => put(out, context),
         Some(_) => Ok(()),
         None => Code::INVALID_CONTEXT.fail("the thread has no context to pop"),

@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::mem::ManuallyDrop;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::ThreadId;
 
@@ -149,8 +150,9 @@ static STATE: OnceLock<Mutex<State>> = OnceLock::new();
 static ENDED: Condvar = Condvar::new();
 
 thread_local! {
-    /// The thread's stack of current contexts.
-    pub static CURRENT: RefCell<Vec<Handle>> = const { RefCell::new(Vec::new()) };
+    /// The thread's stack of current contexts. Nothing of it is dropped when the thread ends: destructors of a program's static objects
+    /// run after those of the thread, and they free device memory.
+    pub static CURRENT: RefCell<ManuallyDrop<Vec<Handle>>> = const { RefCell::new(ManuallyDrop::new(Vec::new())) };
     /// Stream 0 means the per-thread default stream in this call (`_ptsz`, `_ptds`).
     pub static PER_THREAD_DEFAULT: Cell<bool> = const { Cell::new(false) };
     /// The thread executes a host function of a stream.

@@ -372,10 +372,14 @@ unsafe fn cluster_arrive(cx: &mut Cx, op: &Op) -> Flow {
         return Flow::Block;
     }
     cx.fragment().wait = Wait::None;
-    if cx.observed && ext.releases {
+    if cx.observed {
         let at = cx.at();
         if let Some(c) = &mut cx.cluster().check {
-            c.release(at, Sync::ClusterBarrier);
+            if ext.releases {
+                c.release(at, Sync::ClusterBarrier);
+            } else {
+                c.release_fenced(at, Sync::ClusterBarrier);
+            }
         }
     }
     let lanes = cx.mask.count_ones();

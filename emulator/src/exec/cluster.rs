@@ -35,7 +35,7 @@ impl Cluster {
         let mut old = spare.map(|c| c.ctas).unwrap_or_default().into_iter();
         let sms = launch.device.settings.sm_count;
         let sm = (slot % u64::from(sms)) as u32;
-        let ctas = (0..size)
+        let ctas: Vec<Cta> = (0..size)
             .map(|rank| {
                 let [x, y, _] = config.cluster;
                 let inside = [rank % x, rank / x % y, rank / x / y];
@@ -53,7 +53,9 @@ impl Cluster {
         let warps = config.block.iter().product::<u32>().div_ceil(32);
         let check = launch.checks.then(|| {
             let collect = launch.device.settings.collect;
-            Box::new(Checker::new(launch.program, size, warps, collect))
+            let mut check = Checker::new(launch.program, size, warps, collect);
+            check.memory = ctas.iter().map(|c| c.shared.as_slice().as_ptr()).collect();
+            Box::new(check)
         });
         let counters = launch
             .device

@@ -245,7 +245,10 @@ unsafe fn observed(cx: &mut Cx, op: &Op) -> Flow {
     } else if let Some(check) = &mut cx.cluster().check {
         check.after(at, effects, mask);
     }
-    let fatal = cx.cluster().check.as_ref().and_then(|c| c.fatal().cloned());
+    let fatal = cx.cluster().check.as_mut().and_then(|c| {
+        c.settle();
+        c.fatal().cloned()
+    });
     match fatal {
         Some(finding) => cx.fail(crate::device::Fault::Finding(Box::new(finding))),
         None => flow,

@@ -473,7 +473,9 @@ unsafe fn active_mask(cx: &mut Cx, op: &Op) -> Flow {
     Flow::Next
 }
 
-/// Any member may be the leader; the hardware always takes the same one for the same mask, and so does a warp here.
+/// Any member may be the leader as long as it is always the same one for the same mask. Devices take the lowest, and programs rely on it
+/// (CUTLASS elects the lane that copies and lets lane 0 announce the bytes), so that is the rule here;
+/// `BIRDIE_EMU_ELECT_ANY` draws the leader from the seed instead.
 unsafe fn elect(cx: &mut Cx, op: &Op) -> Flow {
     // SAFETY: rows and slots of the program; operations live as long as the launch.
     unsafe {
@@ -484,8 +486,12 @@ unsafe fn elect(cx: &mut Cx, op: &Op) -> Flow {
             Err(flow) => return flow,
         };
         let here = parts.iter().fold(0, |m, p| m | p.mask) & members;
-        let n = here.count_ones().max(1);
-        let draw = super::Rng(cx.launch.seed ^ u64::from(members)).below(u64::from(n));
+        let draw = if cx.launch.device.settings.elect_any {
+            let n = here.count_ones().max(1);
+            super::Rng(cx.launch.seed ^ u64::from(members)).below(u64::from(n))
+        } else {
+            0
+        };
         let leader = super::memory::lanes(here).nth(draw as usize).unwrap_or(0) as u32;
         for p in &parts {
             let d = cx.row_mut(p.op.dst);

@@ -19,11 +19,17 @@ struct Scratch {
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
-        panels: Panels::boxed(),
-        raw: RawA::boxed(),
-        wide: Vec::new(),
-    });
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::new());
+}
+
+impl Scratch {
+    fn new() -> Self {
+        Scratch {
+            panels: Panels::boxed(),
+            raw: RawA::boxed(),
+            wide: Vec::new(),
+        }
+    }
 }
 
 /// Rows 0, 1, 2, … of the f32 scratch.
@@ -54,7 +60,7 @@ pub struct Operands<'a> {
 /// The operands were found inside `shared`; `rows` lie in each of the register files `regs`, which nothing else uses.
 pub unsafe fn run(mma: &Mma, operands: &Operands, regs: [*mut Row; 4], rows: &[RowId]) {
     let shared = operands.shared;
-    SCRATCH.with_borrow_mut(|s| {
+    let execute = |s: &mut Scratch| {
         let Scratch { panels, raw, wide } = s;
         let raw = match operands.a {
             SourceA::Registers(r) => r,
@@ -111,7 +117,11 @@ pub unsafe fn run(mma: &Mma, operands: &Operands, regs: [*mut Row; 4], rows: &[R
             // SAFETY: as above.
             unsafe { to_f16(d, wide) };
         }
-    });
+    };
+    // Destructors of a program's static objects may launch after those of the thread have run.
+    if SCRATCH.try_with(|s| execute(&mut s.borrow_mut())).is_err() {
+        execute(&mut Scratch::new());
+    }
 }
 
 /// The scratch of `n` columns as accumulators.

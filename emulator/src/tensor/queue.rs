@@ -11,7 +11,8 @@
 //! Reading the operands as late as is legal is what makes a stage that was released too early give wrong results.
 //!
 //! `wait_group n` waits for all but the n newest groups of its own warp. It executes what it needs and is blocked only
-//! by warps that have not issued their part.
+//! by warps that have not issued their part. A group belongs to the warpgroup and is complete as a whole: a warp that has waited for
+//! it follows the operation's reads of all four warps, so that one thread may release a stage for the warpgroup (as CUTLASS does).
 
 use super::descriptor::Tile;
 use super::execute;
@@ -49,8 +50,8 @@ struct Warp {
     next: u64,
     /// First index after each outstanding group.
     groups: VecDeque<u64>,
-    /// Agents of operations not yet waited for.
-    agents: VecDeque<(u64, Agent)>,
+    /// Operations below this index were waited for.
+    waited: u64,
 }
 
 /// wgmma operations of one warpgroup.
@@ -60,6 +61,8 @@ pub struct WarpgroupState {
     /// Index of the queue's front: operations below it are retired.
     retired: u64,
     warps: [Warp; 4],
+    /// Agents of retired operations that not all warps have waited for yet, by index.
+    done: VecDeque<(u64, [Agent; 4])>,
     /// Buffers for A fragments, to be used again.
     #[allow(clippy::vec_box)] // 2 KB each; the boxes move into queue entries and back
     spare: Vec<Box<RawA>>,
@@ -214,7 +217,6 @@ unsafe fn try_issue(cx: &mut Cx, op: &Op) -> Result<Flow, Flow> {
         }
         None => at.agent,
     };
-    let checked = cx.cluster().check.is_some();
     // SAFETY: the cluster runs on this thread; the registers and the warpgroup's state are different objects.
     let (regs, cta) = unsafe { (cx.regs, &mut *cx.cta) };
     let state = &mut cta.warpgroups[group];
@@ -230,9 +232,6 @@ unsafe fn try_issue(cx: &mut Cx, op: &Op) -> Result<Flow, Flow> {
     entry.agents[w] = agent;
     entry.issued |= 1 << w;
     let complete = entry.issued == 0b1111;
-    if checked {
-        state.warps[w].agents.push_back((index, agent));
-    }
     if complete {
         // A warp that waits for this operation can go on.
         cx.cluster().progress += 1;
@@ -285,15 +284,6 @@ fn check_descriptors(cx: &mut Cx, mma: &Mma, group: usize, position: usize) -> R
             misuse(cx, FindingKind::WgmmaOperand, message, None);
             broken = true;
         }
-        // The hardware goes on, with bytes nobody meant; so it is for the checker alone.
-        if tile.starts_inside_pattern() && cx.cluster().check.is_some() {
-            let message = format!(
-                "operand {name} of wgmma starts at {:#x}, inside the {}-byte pattern of its swizzle; with base offset 0 it must be aligned to it",
-                tile.start,
-                8 * tile.width()
-            );
-            misuse(cx, FindingKind::WgmmaOperand, message, None);
-        }
     }
     Ok(broken)
 }
@@ -343,6 +333,9 @@ fn retire(cx: &mut Cx, group: usize) -> bool {
     };
     let index = state.retired;
     state.retired += 1;
+    if cluster.check.is_some() {
+        state.done.push_back((index, entry.agents));
+    }
     if !entry.broken {
         if let Some(check) = cluster.check.as_deref_mut() {
             super::operands::check(check, &entry, index, program, cta.rank);
@@ -416,21 +409,20 @@ pub(super) fn wait(cx: &mut Cx, n: u32) -> Flow {
                 return Flow::Block;
             }
         }
-        let warp = &mut cx.cta().warpgroups[group].warps[w];
-        warp.groups.drain(..done);
-        let mut joined = Vec::new();
-        while let Some((index, agent)) = warp.agents.front().copied() {
-            if index >= end {
-                break;
-            }
-            warp.agents.pop_front();
-            joined.push(agent);
-        }
         let at = cx.at();
-        if let Some(check) = cx.cluster().check.as_deref_mut() {
+        // SAFETY: the cluster runs on this thread; the checker and the warpgroup's state are different objects.
+        let (cluster, cta): (_, &mut Cta) = unsafe { (&mut *cx.cluster, &mut *cx.cta) };
+        let state = &mut cta.warpgroups[group];
+        state.warps[w].groups.drain(..done);
+        let from = std::mem::replace(&mut state.warps[w].waited, end);
+        if let Some(check) = cluster.check.as_deref_mut() {
             check.tensor.waited(at.agent.0, end);
-            for agent in joined {
-                check.join(at, agent);
+            for (_, agents) in state.done.iter().filter(|d| (from..end).contains(&d.0)) {
+                agents.iter().for_each(|a| check.follow(at, *a));
+            }
+            let all = state.warps.iter().map(|w| w.waited).min().unwrap_or(0);
+            while let Some((_, agents)) = state.done.pop_front_if(|d| d.0 < all) {
+                agents.iter().for_each(|a| check.finish(*a));
             }
         }
     }

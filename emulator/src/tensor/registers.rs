@@ -6,7 +6,8 @@
 //!   other instruction that reads or writes it is reported.
 //! * **dirty**: the row was accessed by an ordinary instruction since the last `wgmma.fence` of this warp (or there was
 //!   no fence yet). A wgmma that uses it is reported; of an A fragment only writes count. An accumulator that is
-//!   overwritten (scale-d is the literal 0) is exempt, because its row may have belonged to another register before.
+//!   overwritten (scale-d is the literal 0) is exempt, because its row may have belonged to another register before; from then on
+//!   the row is clean.
 //! * consecutive operations on the same accumulators need no fence between them if they have the same shape; a
 //!   different shape is reported.
 //!
@@ -122,6 +123,9 @@ impl Tracking {
             let dirty = *at(&mut w.dirty, row);
             if violation.is_none() {
                 violation = w.conflict(mma, used, dirty, i, planes);
+            }
+            if accumulator && mma.overwrites {
+                w.dirty[row as usize] = 0;
             }
             w.uses[row as usize] = Use {
                 operation: index + 1,
@@ -273,6 +277,20 @@ mod tests {
         t.waited(0, 3);
         t.fence(0);
         assert_eq!(t.issue(0, 3, 9, &m, &rows), None);
+    }
+
+    #[test]
+    fn an_overwritten_accumulator_is_clean_for_what_accumulates_on_it() {
+        let mut t = Tracking::default();
+        let first = Mma {
+            overwrites: true,
+            ..mma(8, false)
+        };
+        let rows = [4, 5, 6, 7];
+        t.fence(0);
+        assert_eq!(t.touch(0, &access(&[], &rows)), None);
+        assert_eq!(t.issue(0, 0, 9, &first, &rows), None);
+        assert_eq!(t.issue(0, 1, 10, &mma(8, false), &rows), None);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-// An operand whose swizzle atom does not start where its pattern repeats (1024 bytes for the 128-byte swizzle).
+// The stride of a descriptor leads out of shared memory. The twin's operand starts 256 bytes into the 1024 bytes over which the swizzle
+// repeats, which is fine with base offset 0: the address that is swizzled is absolute, for the operand and for who wrote it.
 // launch: planted grid=1 block=128
 // arg: buffer 2048
 // expect: wgmma-operand
@@ -11,14 +12,14 @@ extern "C" __global__ void planted(float *out) {
   fence_proxy_async();
   __syncthreads();
 #ifdef BUG
-  const uint16_t *start = a + 128;
+  const uint32_t stride = 0x4000;
 #else
-  const uint16_t *start = a;
+  const uint32_t stride = 1024;
 #endif
   float d[4] = {0, 0, 0, 0};
   pin(d);
   wgmma_fence();
-  wgmma_m64n8k16(d, descriptor(start, 1024, 1), descriptor(b, 1024, 1), 1);
+  wgmma_m64n8k16(d, descriptor(a + 128, stride, 1), descriptor(b, 1024, 1), 1);
   wgmma_commit();
   wgmma_wait();
   for (int i = 0; i < 4; i++) out[threadIdx.x * 4 + i] = d[i];
