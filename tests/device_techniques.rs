@@ -369,6 +369,71 @@ fn what_was_not_planned_is_refused() {
     assert!(engine(&recipe).adapt(&inputs).is_err());
 }
 
+/// Sums of snapshots are made on the device, tables in bf16, and are part of the saved state.
+#[test]
+fn snapshots_are_summed_in_the_parameters_type() {
+    let mut engine = self::engine(&tiny());
+    let mut expected: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+    for round in 0..3 {
+        let mut tensors = engine.export(Weights::Live).unwrap();
+        for tensor in &mut tensors {
+            let stored = tensor.stored;
+            for (i, value) in tensor.values.iter_mut().enumerate() {
+                *value = 3.0 * noise(&tensor.name, 7 * i + round);
+                if stored == Element::Bf16 {
+                    *value = half::bf16::from_f32(*value).to_f32();
+                }
+            }
+            let sum = expected
+                .entry(tensor.name.clone())
+                .or_insert_with(|| vec![0.0; tensor.values.len()]);
+            for (sum, value) in sum.iter_mut().zip(&tensor.values) {
+                *sum += value;
+                if stored == Element::Bf16 {
+                    *sum = half::bf16::from_f32(*sum).to_f32();
+                }
+            }
+        }
+        engine.import(&tensors).unwrap();
+        engine.collect_snapshot(round == 0).unwrap();
+    }
+    for tensor in engine.export(Weights::SnapshotSum).unwrap() {
+        assert_eq!(tensor.values, expected[&tensor.name], "{}", tensor.name);
+    }
+    let state = engine.save_state().unwrap();
+    let mut other = self::engine(&tiny());
+    other.load_state(&state).unwrap();
+    assert_eq!(other.save_state().unwrap(), state);
+    engine.collect_snapshot(true).unwrap();
+    assert_eq!(
+        engine.export(Weights::SnapshotSum).unwrap(),
+        engine.export(Weights::Live).unwrap()
+    );
+    let recipe = Recipe {
+        swa_enabled: false,
+        ..tiny()
+    };
+    assert!(self::engine(&recipe).collect_snapshot(true).is_err());
+}
+
+/// Both kinds of logits of one forward are what each kind's own forward gives.
+#[test]
+fn scores_of_both_kinds_are_the_scores_of_each() {
+    let mut engine = self::engine(&tiny());
+    randomize(&mut engine);
+    let (tokens, targets) = ids(24 * 7, 3);
+    let [exact, rounded] = engine.score_both(&tokens, &targets, 24).unwrap();
+    assert_ne!(exact, rounded);
+    assert_eq!(
+        exact,
+        engine.score(&tokens, &targets, 24, Logits::F32).unwrap()
+    );
+    assert_eq!(
+        rounded,
+        engine.score(&tokens, &targets, 24, Logits::Bf16).unwrap()
+    );
+}
+
 /// Fake quantization in the forward is the forward of weights that were fake-quantized on the host, for exactly the tensors that
 /// become int5; int6, as published, takes the small projections along.
 #[test]

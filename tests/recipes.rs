@@ -87,6 +87,7 @@ fn nano_recipes_keep_every_technique() {
             "late_qat_threshold",
             "quantizer",
             "quant_bits",
+            "warmup_keeps_momentum",
             "hessian_source",
             "hessian_dtype",
             "calibration_temperature",

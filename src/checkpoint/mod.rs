@@ -36,7 +36,7 @@ pub struct Progress {
     pub cursor: u64,
     /// Training clock in milliseconds.
     pub train_ms: f64,
-    /// Snapshots in the sum of weights.
+    /// Snapshots in the engine's sum of weights.
     pub snapshots: usize,
     /// Batches in the online Hessians.
     pub hessian_batches: usize,
@@ -50,7 +50,7 @@ pub struct Checkpoint {
     pub progress: Progress,
     /// The recipe as TOML.
     pub recipe: String,
-    /// The engine's state and, under `swa/`, the sum of snapshots.
+    /// The engine's state and, under `hessian/`, the sums of online Hessians.
     pub tensors: Vec<StateTensor>,
 }
 

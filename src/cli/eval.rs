@@ -3,10 +3,11 @@
 use super::{Backend, DeviceArgs};
 use crate::artifact::Artifact;
 use crate::data;
+use crate::evaluate::audit::audit;
 use crate::quantize::QuantizedTensor;
 use crate::recipe;
 use crate::train::log::{Reporter, say};
-use crate::train::score::{report, score_chunked, score_final};
+use crate::train::score::{report, score_final, score_keeping};
 use anyhow::Result;
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,9 @@ pub struct EvalArgs {
     /// Change a key of the sections [data] and [evaluation]; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Decode the validation tokens first and compare the bytes of their text with those that the score divides by.
+    #[arg(long)]
+    audit: bool,
 }
 
 pub fn run(args: &EvalArgs, backend: Backend) -> Result<u8> {
@@ -39,6 +43,11 @@ pub fn run(args: &EvalArgs, backend: Backend) -> Result<u8> {
     let recipe = &loaded.recipe;
     let (description, validation) = data::open_validation(recipe, Path::new(""))?;
     say(&format!("data: {description}"));
+    if args.audit {
+        let (tokens, text) = (&validation.tokens, validation.text.as_deref());
+        let found = audit(&validation.tokenizer, &validation.bytes, tokens, text)?;
+        found.report().iter().for_each(|line| say(line));
+    }
     say(&(backend.device)(args.device.device, args.device.check)?);
     let mut engine = (backend.build)(recipe)?;
     let restored: Vec<_> = artifact
@@ -49,17 +58,11 @@ pub fn run(args: &EvalArgs, backend: Backend) -> Result<u8> {
     engine.import(&restored)?;
     let mut reporter = Reporter::console();
     let start = Instant::now();
-    let tally = score_chunked(
-        recipe,
-        engine.as_mut(),
-        &validation.tokens,
-        &validation.bytes,
-        &mut reporter,
-    )?;
+    let data = (&validation.tokens[..], &validation.bytes);
+    let (tally, chunks) = score_keeping(recipe, engine.as_mut(), data, &mut reporter)?;
     report(&mut reporter, "chunked", &tally, "", start)?;
     if recipe.eval_stride > 0 {
-        let data = (&validation.tokens[..], &validation.bytes);
-        score_final(recipe, engine.as_mut(), data, "", &mut reporter)?;
+        score_final(recipe, engine.as_mut(), data, &chunks, "", &mut reporter)?;
     }
     Ok(0)
 }

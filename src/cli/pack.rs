@@ -53,8 +53,10 @@ pub fn run(args: &PackArgs, backend: Backend) -> Result<u8> {
     let mut engine = (backend.build)(&loaded.recipe)?;
     check_support(&loaded.recipe, engine.as_ref())?;
     let progress = checkpoint.progress;
-    let (snapshots, rest) = Snapshots::split_state(progress.snapshots, checkpoint.tensors);
-    let (online, state) = Online::split_state(progress.hessian_batches, rest);
+    let snapshots = Snapshots {
+        count: progress.snapshots,
+    };
+    let (online, state) = Online::split_state(progress.hessian_batches, checkpoint.tensors);
     engine.load_state(&state)?;
     let (weights, which) = final_weights(&loaded.recipe, engine.as_mut(), &snapshots)?;
     engine.import(&weights)?;

@@ -77,8 +77,10 @@ pub fn export(args: &ExportArgs, backend: Backend) -> Result<u8> {
         say(&(backend.device)(args.device.device, args.device.check)?);
         let mut engine = (backend.build)(&loaded.recipe)?;
         let progress = checkpoint.progress;
-        let (snapshots, rest) = Snapshots::split_state(progress.snapshots, checkpoint.tensors);
-        let (_, state) = Online::split_state(progress.hessian_batches, rest);
+        let snapshots = Snapshots {
+            count: progress.snapshots,
+        };
+        let (_, state) = Online::split_state(progress.hessian_batches, checkpoint.tensors);
         engine.load_state(&state)?;
         let (weights, which) = final_weights(&loaded.recipe, engine.as_mut(), &snapshots)?;
         (

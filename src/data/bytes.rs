@@ -79,16 +79,18 @@ impl Tokenizer {
 
     /// The text of some ids; marks are dropped, and bytes that are not UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u16]) -> String {
+        String::from_utf8_lossy(&self.decoded_bytes(ids)).into_owned()
+    }
+
+    /// The same as bytes, whether or not they are UTF-8.
+    pub fn decoded_bytes(&self, ids: &[u16]) -> Vec<u8> {
         match self {
-            Self::Bytes => {
-                let bytes: Vec<u8> = ids
-                    .iter()
-                    .filter(|id| **id != BYTE_MARK)
-                    .map(|id| *id as u8)
-                    .collect();
-                String::from_utf8_lossy(&bytes).into_owned()
-            }
-            Self::SentencePiece { model, .. } => model.decode(ids),
+            Self::Bytes => ids
+                .iter()
+                .filter(|id| **id != BYTE_MARK)
+                .map(|id| *id as u8)
+                .collect(),
+            Self::SentencePiece { model, .. } => model.decoded_bytes(ids),
         }
     }
 

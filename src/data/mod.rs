@@ -29,6 +29,7 @@ pub struct Validation {
     /// Token i is scored as target i - 1. Longer than one evaluation window.
     pub tokens: Arc<Vec<u16>>,
     pub bytes: ByteTable,
+    pub tokenizer: Tokenizer,
     /// The text behind the tokens, where the source is text: for entropies and `xz`.
     pub text: Option<String>,
 }
@@ -223,6 +224,7 @@ impl Source {
         Ok(Validation {
             tokens: Arc::new(tokens),
             bytes: self.tokenizer.byte_table(),
+            tokenizer: self.tokenizer.clone(),
             text,
         })
     }

@@ -255,6 +255,11 @@ impl Model {
 
     /// The text of some ids: unknown is " ⁇ ", control ids are nothing, bytes that are not UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u16]) -> String {
+        String::from_utf8_lossy(&self.decoded_bytes(ids)).into_owned()
+    }
+
+    /// The same as bytes, whether or not they are UTF-8.
+    pub fn decoded_bytes(&self, ids: &[u16]) -> Vec<u8> {
         let mut out: Vec<u8> = Vec::new();
         for id in ids {
             let piece = &self.pieces[*id as usize];
@@ -272,7 +277,7 @@ impl Model {
                 }
             }
         }
-        String::from_utf8_lossy(&out).into_owned()
+        out
     }
 }
 

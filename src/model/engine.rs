@@ -21,6 +21,7 @@ use crate::arena::memory::finish;
 use crate::arena::{Element as ArenaElement, Plan, Tensor};
 use crate::driver::DriverError;
 use crate::driver::graph::{Graph, GraphExec};
+use crate::kernels::adam::Storage;
 use crate::kernels::qkv::rope_table;
 use crate::kernels::step_values::StepValues;
 use crate::optimizer::Optimizer;
@@ -319,6 +320,43 @@ impl DeviceEngine {
         self.network.prepare(&self.device, false)
     }
 
+    /// One forward of each part, and a loss of every target for each kind of logits.
+    fn score_with<const N: usize>(
+        &mut self,
+        tokens: &[u16],
+        targets: &[u16],
+        seq_len: usize,
+        kinds: [Logits; N],
+    ) -> Result<[Vec<f32>; N]> {
+        ensure!(
+            seq_len > 0 && tokens.len() == targets.len() && tokens.len().is_multiple_of(seq_len),
+            "{} tokens and {} targets in sequences of {seq_len}",
+            tokens.len(),
+            targets.len()
+        );
+        self.prepare_evaluation(seq_len)?;
+        let at_once = self.sequences_at_once(seq_len) * seq_len;
+        let mut losses = kinds.map(|_| Vec::with_capacity(tokens.len()));
+        let mut batches = tokens
+            .chunks(at_once)
+            .zip(targets.chunks(at_once))
+            .peekable();
+        while let Some((tokens, targets)) = batches.next() {
+            let input = self.send_evaluation(tokens, targets, seq_len)?;
+            self.network.forward(&self.device, &input)?;
+            for (index, (losses, kind)) in losses.iter_mut().zip(kinds).enumerate() {
+                self.launch_scores(&input, kind)?;
+                if let (0, Some((tokens, targets))) = (index, batches.peek()) {
+                    self.announce(tokens, targets)?;
+                }
+                let scored = self.network.exchange.token_losses;
+                let scored = scored.slice(0, tokens.len() as u64);
+                losses.extend(self.device.memory.read_floats(scored)?);
+            }
+        }
+        Ok(losses)
+    }
+
     /// Sends sequences that fit into one forward.
     pub(super) fn send_evaluation(
         &mut self,
@@ -419,31 +457,17 @@ impl Engine for DeviceEngine {
         seq_len: usize,
         logits: Logits,
     ) -> Result<Vec<f32>> {
-        ensure!(
-            seq_len > 0 && tokens.len() == targets.len() && tokens.len().is_multiple_of(seq_len),
-            "{} tokens and {} targets in sequences of {seq_len}",
-            tokens.len(),
-            targets.len()
-        );
-        self.prepare_evaluation(seq_len)?;
-        let at_once = self.sequences_at_once(seq_len) * seq_len;
-        let mut losses = Vec::with_capacity(tokens.len());
-        let mut batches = tokens
-            .chunks(at_once)
-            .zip(targets.chunks(at_once))
-            .peekable();
-        while let Some((tokens, targets)) = batches.next() {
-            let input = self.send_evaluation(tokens, targets, seq_len)?;
-            let n = tokens.len() as u64;
-            self.network.forward(&self.device, &input)?;
-            self.launch_scores(&input, logits)?;
-            if let Some((tokens, targets)) = batches.peek() {
-                self.announce(tokens, targets)?;
-            }
-            let scored = self.network.exchange.token_losses.slice(0, n);
-            losses.extend(self.device.memory.read_floats(scored)?);
-        }
+        let [losses] = self.score_with(tokens, targets, seq_len, [logits])?;
         Ok(losses)
+    }
+
+    fn score_both(
+        &mut self,
+        tokens: &[u16],
+        targets: &[u16],
+        seq_len: usize,
+    ) -> Result<[Vec<f32>; 2]> {
+        self.score_with(tokens, targets, seq_len, [Logits::F32, Logits::Bf16])
     }
 
     fn export(&mut self, which: Weights) -> Result<Vec<NamedTensor>> {
@@ -455,6 +479,9 @@ impl Engine for DeviceEngine {
                     Weights::Live => layout.values(index),
                     Weights::Ema => layout.average(index).ok_or_else(|| {
                         anyhow::anyhow!("ema_decay = 0: there is no moving average")
+                    })?,
+                    Weights::SnapshotSum => layout.snapshot_sum(index).ok_or_else(|| {
+                        anyhow::anyhow!("swa_enabled = false: there are no snapshots")
                     })?,
                 };
                 Ok(NamedTensor {
@@ -492,6 +519,42 @@ impl Engine for DeviceEngine {
             if let (0, Some(average)) = (self.updates, layout.average(index)) {
                 let stored = memory.read_floats(layout.values(index))?;
                 memory.write_floats(average, &stored)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn collect_snapshot(&mut self, first: bool) -> Result<()> {
+        let layout = &self.network.layout;
+        let Some((sum, table_sum)) = layout.snapshots else {
+            anyhow::bail!("swa_enabled = false: there is no place for snapshots");
+        };
+        let tables = table_sum.zip(layout.bf16_tables);
+        let masters = layout.masters;
+        if first {
+            for tensor in std::iter::once(sum).chain(table_sum) {
+                let zeros = vec![0; tensor.bytes() as usize];
+                self.device.memory.write_bytes(tensor, &zeros)?;
+            }
+        }
+        let values = StepValues {
+            collect_average: 1,
+            ..bytemuck::Zeroable::zeroed()
+        };
+        self.send_step_values(&[values; 3])?;
+        let Device {
+            kernels, stream, ..
+        } = &self.device;
+        let at = |tensor| self.device.at(tensor);
+        let step = at(self.network.exchange.step_values[0]);
+        let pairs = [
+            (Storage::F32, Some((sum, masters))),
+            (Storage::Bf16, tables),
+        ];
+        for (storage, pair) in pairs {
+            if let Some((sum, values)) = pair {
+                let n = values.elements;
+                kernels.collect(stream, storage, at(sum), at(values), n, step)?;
             }
         }
         Ok(())

@@ -42,6 +42,8 @@ pub struct Layout {
     pub gradients: Tensor,
     /// Exponential moving average of everything; absent with a decay of 0.
     pub ema: Option<Tensor>,
+    /// Sums of snapshots in the parameters' types, f32 parameters and bf16 tables; absent without snapshots.
+    pub snapshots: Option<(Tensor, Option<Tensor>)>,
     /// Momentum of the banks and single matrices.
     pub momentum: Tensor,
     /// First and second moments of the scalars.
@@ -109,6 +111,23 @@ impl Layout {
             gradients: flat(Region::Gradients, "gradients", Element::F32, end),
             ema: (recipe.ema_decay > 0.0)
                 .then(|| flat(Region::Averages, "moving average", Element::F32, end)),
+            snapshots: recipe.swa_enabled.then(|| {
+                let sum = flat(
+                    Region::Averages,
+                    "sum of snapshots, f32 parameters",
+                    Element::F32,
+                    master_count,
+                );
+                let tables = is_bf16.then(|| {
+                    flat(
+                        Region::Averages,
+                        "sum of snapshots, bf16 tables",
+                        Element::Bf16,
+                        table_count,
+                    )
+                });
+                (sum, tables)
+            }),
             momentum: flat(
                 Region::Optimizer,
                 "muon momentum",
@@ -166,12 +185,23 @@ impl Layout {
 
     /// The stored values of a parameter: f32, or bf16 for a bf16 table.
     pub fn values(&self, index: usize) -> Tensor {
+        self.within(index, self.masters, self.bf16_tables)
+    }
+
+    /// The sum of a parameter's snapshots, in its type.
+    pub fn snapshot_sum(&self, index: usize) -> Option<Tensor> {
+        let (masters, tables) = self.snapshots?;
+        Some(self.within(index, masters, tables))
+    }
+
+    /// A parameter's place in arrays like those of the parameters.
+    fn within(&self, index: usize, masters: Tensor, tables: Option<Tensor>) -> Tensor {
         let offset = self.offsets[index];
-        match self.bf16_tables {
+        match tables {
             Some(tables) if self.parameters[index].group == Group::Table => {
                 tables.slice(offset - self.tables.start, self.elements(index))
             }
-            _ => self.masters.slice(offset, self.elements(index)),
+            _ => masters.slice(offset, self.elements(index)),
         }
     }
 
@@ -214,6 +244,10 @@ impl Layout {
         state.push(("adam/tables_m", self.table_moments[0]));
         state.push(("adam/tables_v", self.table_moments[1]));
         state.extend(self.ema.map(|t| ("ema/f32", t)));
+        if let Some((masters, tables)) = self.snapshots {
+            state.push(("swa/f32", masters));
+            state.extend(tables.map(|t| ("swa/bf16_tables", t)));
+        }
         state
     }
 }

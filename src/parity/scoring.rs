@@ -13,7 +13,7 @@ use super::compare::Tally;
 use super::quantizers::{sha, short};
 use super::rule::Uniform;
 use crate::data::Tokenizer;
-use crate::evaluate::{Sliding, sliding, sliding_windows};
+use crate::evaluate::{Known, Sliding, sliding, sliding_windows};
 use crate::failure::Failure;
 
 const MOST_TARGETS: usize = 1 << 28;
@@ -290,9 +290,9 @@ impl Scoring {
                     .map(|(token, target)| self.loss(*token, *target))
                     .collect())
             };
-            let scored = sliding(&mut scorer, &stream, &table, how, &mut |_, all| {
-                windows = all
-            })?;
+            let none = Known::default();
+            let mut heard = |_, all| windows = all;
+            let scored = sliding(&mut scorer, &stream, &table, how, &none, &mut heard)?;
             tally.require_count(name("windows"), case.windows, count(windows));
             tally.require_count(name("scored"), case.scored, scored.tokens as i64);
             tally.require_count(name("bytes"), case.bytes, scored.bytes as i64);

@@ -233,6 +233,7 @@ recipe_keys! {
         max_wallclock_seconds: f64 = 600.0, Published, "Training budget in seconds that also drives the warmdown; 0 = none, then the warmdown is counted in steps from `iterations`. Warm-up and validation do not count.";
         reference_step_ms: f64 = 0.0, Own, "Replaces the measured clock by `step * reference_step_ms`, so that schedule and step count are the same on every machine; 0 = measured.";
         warmup_steps: usize = 20, Published, "Optimizer steps taken and then undone before the clock starts.";
+        warmup_keeps_momentum: bool = false, Own, "Undoing the warm-up leaves Muon's momentum as the warm-up made it, so that training starts with it: what happens in #1072 by accident.";
         checkpoint_every: usize = 500, Own, "Steps between checkpoints; 0 = only at the end and on Ctrl-C.";
         train_log_every: usize = 500, Published, "Steps between lines of the log (the first ten steps are always shown).";
         val_loss_every: usize = 4000, Published, "Steps between validations; 0 = only at the end. The published runs also validate at step 0.";

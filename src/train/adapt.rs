@@ -9,12 +9,12 @@
 //!
 //! Either way the artifact stays as it is, and the engine has its weights back afterwards.
 
-use super::engine::{AdaptInputs, AdaptRule, Engine, Logits, StepOutput, Weights};
+use super::engine::{AdaptInputs, AdaptRule, Engine, StepOutput, Weights};
 use super::log::Reporter;
-use super::score::{EngineScorer, sliding_of};
+use super::score::{EngineScorer, score_sliding, sliding_logits, sliding_of};
 use crate::data::ByteTable;
 use crate::evaluate::windows::{Window, windows};
-use crate::evaluate::{Tally, score_windows};
+use crate::evaluate::{Known, Tally, score_windows};
 use crate::failure::{Exit, Failure};
 use crate::recipe::{Recipe, TttOptimizer, TttOrder};
 use anyhow::{Result, ensure};
@@ -42,8 +42,9 @@ pub fn score_adapting(
     let weights = engine.export(Weights::Live)?;
     let result = match recipe.ttt_order {
         TttOrder::ScoreFirst => score_first(recipe, engine, stream, table, reporter),
-        TttOrder::TrainFirst => train_first(recipe, engine, stream, reporter)
-            .and_then(|()| super::score::score_sliding(recipe, engine, stream, table, reporter)),
+        TttOrder::TrainFirst => train_first(recipe, engine, stream, reporter).and_then(|()| {
+            score_sliding(recipe, engine, stream, table, &Known::default(), reporter)
+        }),
     };
     engine.import(&weights)?;
     result
@@ -194,10 +195,8 @@ fn score_first(
         chunks.len(),
         recipe.ttt_chunk_tokens
     ))?;
-    let logits = match recipe.score_logits {
-        crate::recipe::StorageType::Bf16 => Logits::Bf16,
-        crate::recipe::StorageType::F32 => Logits::F32,
-    };
+    let logits = sliding_logits(recipe);
+    let none = Known::default();
     let mut adaptation = Adaptation {
         recipe,
         stream,
@@ -213,6 +212,7 @@ fn score_first(
             stream,
             table,
             how,
+            &none,
             group,
             &mut tally,
             &mut |_| {},
@@ -247,7 +247,7 @@ fn score_first(
 mod tests {
     use super::*;
     use crate::data::Tokenizer;
-    use crate::train::engine::{NamedTensor, Rates, StateTensor, StepInputs};
+    use crate::train::engine::{Logits, NamedTensor, Rates, StateTensor, StepInputs};
     use crate::train::toy::Toy;
 
     fn recipe(order: TttOrder) -> Recipe {
@@ -306,6 +306,10 @@ mod tests {
 
         fn load_state(&mut self, _: &[StateTensor]) -> Result<()> {
             Ok(())
+        }
+
+        fn collect_snapshot(&mut self, _: bool) -> Result<()> {
+            unreachable!("test-time training takes no snapshots")
         }
 
         fn find_non_finite(&mut self) -> Result<Option<String>> {
@@ -388,11 +392,12 @@ mod tests {
         let table = Tokenizer::Bytes.byte_table();
         let mut engine = Toy::new(256);
         let before = engine.weights.clone();
-        let plain = super::super::score::score_sliding(
+        let plain = score_sliding(
             &recipe(TttOrder::ScoreFirst),
             &mut engine,
             &stream,
             &table,
+            &Known::default(),
             &mut Reporter::silent(),
         )
         .unwrap();

@@ -1,22 +1,20 @@
 //! Snapshots of the weights ("tight SWA") and the choice of the final weights.
 //!
-//! Snapshots are summed on the host in each parameter's own type: bf16 tables are summed in bf16, as published. The moving
-//! average lives in the engine.
+//! Snapshots are summed by the engine where the weights are, in each parameter's own type: bf16 tables are summed in bf16, as
+//! published. The moving average lives in the engine, too.
 
-use super::engine::{Element, Engine, NamedTensor, StateTensor, Weights};
+use super::engine::{Element, Engine, NamedTensor, Weights};
 use crate::recipe::{FinalWeights, Recipe};
 use anyhow::{Result, ensure};
 use half::bf16;
 
 /// Learning-rate multiplier below which snapshots are taken.
 pub const SNAPSHOT_BELOW: f64 = 0.2;
-const PREFIX: &str = "swa/";
 
-/// Sum of snapshots.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// How many snapshots the engine's sum holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Snapshots {
     pub count: usize,
-    sum: Vec<NamedTensor>,
 }
 
 fn round(value: f32, stored: Element) -> f32 {
@@ -33,96 +31,23 @@ impl Snapshots {
         recipe.swa_enabled && multiplier < SNAPSHOT_BELOW && step.is_multiple_of(recipe.swa_every)
     }
 
-    pub fn add(&mut self, weights: Vec<NamedTensor>) -> Result<()> {
-        if self.count == 0 {
-            self.sum = weights;
-        } else {
-            ensure!(
-                self.sum.len() == weights.len(),
-                "a snapshot has {} parameters, the sum {}",
-                weights.len(),
-                self.sum.len()
-            );
-            for (sum, new) in self.sum.iter_mut().zip(weights) {
-                ensure!(
-                    sum.name == new.name && sum.shape == new.shape,
-                    "a snapshot's {} meets the sum's {}",
-                    new.name,
-                    sum.name
-                );
-                for (sum_value, value) in sum.values.iter_mut().zip(&new.values) {
-                    *sum_value = round(*sum_value + value, sum.stored);
-                }
-            }
-        }
+    /// Adds the live weights to the sum.
+    pub fn take(&mut self, engine: &mut dyn Engine) -> Result<()> {
+        engine.collect_snapshot(self.count == 0)?;
         self.count += 1;
         Ok(())
     }
 
     /// The mean in each parameter's type.
-    pub fn mean(&self) -> Vec<NamedTensor> {
+    pub fn mean(&self, engine: &mut dyn Engine) -> Result<Vec<NamedTensor>> {
         let count = self.count.max(1) as f32;
-        let mut mean = self.sum.clone();
+        let mut mean = engine.export(Weights::SnapshotSum)?;
         for tensor in &mut mean {
             for value in &mut tensor.values {
                 *value = round(*value / count, tensor.stored);
             }
         }
-        mean
-    }
-
-    /// For a checkpoint.
-    pub fn state(&self) -> Vec<StateTensor> {
-        self.sum
-            .iter()
-            .map(|tensor| {
-                let bytes = match tensor.stored {
-                    Element::Bf16 => tensor
-                        .values
-                        .iter()
-                        .flat_map(|v| bf16::from_f32(*v).to_bits().to_le_bytes())
-                        .collect(),
-                    _ => tensor.values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-                };
-                StateTensor {
-                    name: format!("{PREFIX}{}", tensor.name),
-                    element: tensor.stored,
-                    shape: tensor.shape.clone(),
-                    bytes,
-                }
-            })
-            .collect()
-    }
-
-    /// Takes the snapshots out of a checkpoint's tensors and leaves the rest.
-    pub fn split_state(count: usize, tensors: Vec<StateTensor>) -> (Self, Vec<StateTensor>) {
-        let (mine, rest): (Vec<_>, Vec<_>) = tensors
-            .into_iter()
-            .partition(|tensor| tensor.name.starts_with(PREFIX));
-        let sum = mine
-            .into_iter()
-            .map(|tensor| {
-                let values = match tensor.element {
-                    Element::Bf16 => tensor
-                        .bytes
-                        .chunks_exact(2)
-                        .map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())
-                        .collect(),
-                    _ => tensor
-                        .bytes
-                        .chunks_exact(4)
-                        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                        .collect(),
-                };
-                NamedTensor {
-                    name: tensor.name[PREFIX.len()..].to_owned(),
-                    shape: tensor.shape,
-                    stored: tensor.element,
-                    values,
-                }
-            })
-            .collect();
-        (Self { count, sum }, rest)
+        Ok(mean)
     }
 }
 
@@ -143,10 +68,11 @@ pub fn final_weights(
     let weights = match choice {
         FinalWeights::Live => engine.export(Weights::Live)?,
         FinalWeights::Ema => rounded(engine.export(Weights::Ema)?),
-        FinalWeights::Swa => snapshots.mean(),
+        FinalWeights::Swa => snapshots.mean(engine)?,
         FinalWeights::EmaSwa => {
             let mut weights = engine.export(Weights::Ema)?;
-            for (tensor, mean) in weights.iter_mut().zip(snapshots.mean()) {
+            let mean = snapshots.mean(engine)?;
+            for (tensor, mean) in weights.iter_mut().zip(mean) {
                 ensure!(
                     tensor.name == mean.name,
                     "the averages list different parameters"
@@ -173,32 +99,41 @@ fn rounded(mut weights: Vec<NamedTensor>) -> Vec<NamedTensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::toy::Toy;
 
-    fn weights(value: f32) -> Vec<NamedTensor> {
-        let tensor = |name: &str, stored| NamedTensor {
-            name: name.into(),
-            shape: vec![1],
-            stored,
-            values: vec![value],
-        };
-        vec![
-            tensor("table", Element::Bf16),
-            tensor("matrix", Element::F32),
-        ]
-    }
-
+    /// Each choice of final weights, over two snapshots of a toy.
     #[test]
-    fn sums_in_the_parameters_type() {
+    fn final_weights_are_the_chosen_ones() {
+        let mut engine = Toy::new(2);
         let mut snapshots = Snapshots::default();
-        snapshots.add(weights(256.0)).unwrap();
-        snapshots.add(weights(1.0)).unwrap();
-        let mean = snapshots.mean();
-        assert_eq!(mean[0].values, [128.0], "257 is not a bf16");
-        assert_eq!(mean[1].values, [128.5]);
-        let (restored, rest) = Snapshots::split_state(2, snapshots.state());
-        assert_eq!(restored, snapshots);
-        assert!(rest.is_empty());
-        assert!(snapshots.add(weights(1.0)[..1].to_vec()).is_err());
+        for value in [1.0, 4.0] {
+            engine.weights = vec![value; 4];
+            snapshots.take(&mut engine).unwrap();
+        }
+        engine.weights = vec![10.0; 4];
+        let ema = engine.export(Weights::Ema).unwrap()[0].values[0];
+        for (final_weights, count, expected, which) in [
+            (FinalWeights::Swa, 2, 2.5, "swa"),
+            (FinalWeights::EmaSwa, 2, (ema + 2.5) / 2.0, "ema_swa"),
+            (FinalWeights::Ema, 2, ema, "ema"),
+            (FinalWeights::Live, 2, 10.0, "live"),
+            (FinalWeights::Swa, 1, ema, "ema"),
+            (FinalWeights::EmaSwa, 1, ema, "ema"),
+        ] {
+            let recipe = Recipe {
+                final_weights,
+                ..Recipe::default()
+            };
+            let (weights, name) =
+                super::final_weights(&recipe, &mut engine, &Snapshots { count }).unwrap();
+            assert_eq!((weights[0].values[0], name), (expected, which));
+        }
+        // The first snapshot of another run starts a sum of its own.
+        Snapshots::default().take(&mut engine).unwrap();
+        assert_eq!(
+            engine.export(Weights::SnapshotSum).unwrap()[0].values,
+            [10.0; 4]
+        );
     }
 
     #[test]

@@ -141,6 +141,8 @@ pub enum Logits {
 pub enum Weights {
     Live,
     Ema,
+    /// The sum of the snapshots, each sum in its parameter's type.
+    SnapshotSum,
 }
 
 /// A model on a device with its optimizer.
@@ -159,12 +161,28 @@ pub trait Engine {
         logits: Logits,
     ) -> Result<Vec<f32>>;
 
+    /// What [`Engine::score`] returns with logits in f32, and with logits in bf16.
+    fn score_both(
+        &mut self,
+        tokens: &[u16],
+        targets: &[u16],
+        seq_len: usize,
+    ) -> Result<[Vec<f32>; 2]> {
+        Ok([
+            self.score(tokens, targets, seq_len, Logits::F32)?,
+            self.score(tokens, targets, seq_len, Logits::Bf16)?,
+        ])
+    }
+
     /// All parameters under their published names, in state-dict order.
     fn export(&mut self, which: Weights) -> Result<Vec<NamedTensor>>;
 
     /// Replaces live parameters by name, rounding to their stored type. Names must exist and shapes must fit;
     /// parameters that are not named keep their values.
     fn import(&mut self, tensors: &[NamedTensor]) -> Result<()>;
+
+    /// Adds the live weights to the sum of snapshots, which starts anew with the `first`.
+    fn collect_snapshot(&mut self, first: bool) -> Result<()>;
 
     /// The complete training state: parameters, optimizer, averages, counters.
     fn save_state(&mut self) -> Result<Vec<StateTensor>>;

@@ -102,8 +102,10 @@ pub fn train(
     let (mut progress, mut snapshots, mut online) = match from {
         Some(checkpoint) => {
             let progress = checkpoint.progress;
-            let (snapshots, rest) = Snapshots::split_state(progress.snapshots, checkpoint.tensors);
-            let (online, state) = Online::split_state(progress.hessian_batches, rest);
+            let snapshots = Snapshots {
+                count: progress.snapshots,
+            };
+            let (online, state) = Online::split_state(progress.hessian_batches, checkpoint.tensors);
             engine.load_state(&state)?;
             (progress, snapshots, online)
         }
@@ -143,7 +145,7 @@ pub fn train(
                         progress.train_ms, recipe.iterations
                     ))?;
                 }
-                save(run, engine, &progress, &snapshots, &online)?;
+                save(run, engine, &progress, &online)?;
                 return Ok(Outcome {
                     progress,
                     snapshots,
@@ -155,7 +157,7 @@ pub fn train(
             if run.stop.load(Ordering::Relaxed) {
                 clock.pause();
                 progress.train_ms = clock.ms(step);
-                save(run, engine, &progress, &snapshots, &online)?;
+                save(run, engine, &progress, &online)?;
                 return Ok(Outcome {
                     progress,
                     snapshots,
@@ -191,7 +193,7 @@ pub fn train(
                 if snapshots.count == 0 {
                     reporter.line(format!("swa:start step:{}", progress.step))?;
                 }
-                snapshots.add(engine.export(super::engine::Weights::Live)?)?;
+                snapshots.take(engine)?;
                 progress.snapshots = snapshots.count;
             }
             let now = clock.ms(progress.step);
@@ -212,7 +214,7 @@ pub fn train(
             {
                 clock.pause();
                 progress.train_ms = clock.ms(progress.step);
-                save(run, engine, &progress, &snapshots, &online)?;
+                save(run, engine, &progress, &online)?;
                 clock.start();
             }
         }
@@ -256,7 +258,7 @@ fn warm_up(
     shape: &BatchShape,
     reporter: &mut Reporter,
 ) -> Result<()> {
-    let state = engine.save_state()?;
+    let mut state = engine.save_state()?;
     let mut batch = Batch::default();
     for step in 1..=recipe.warmup_steps {
         stream.next_into(shape, &mut batch)?;
@@ -268,6 +270,14 @@ fn warm_up(
         engine.step(&inputs)?;
         if step == recipe.warmup_steps || step.is_multiple_of(10) {
             reporter.line(format!("warmup_step:{step}/{}", recipe.warmup_steps))?;
+        }
+    }
+    if recipe.warmup_keeps_momentum {
+        let after = engine.save_state()?;
+        for (tensor, warmed) in state.iter_mut().zip(after) {
+            if tensor.name.ends_with("momentum") {
+                *tensor = warmed;
+            }
         }
     }
     engine.load_state(&state)
@@ -295,14 +305,12 @@ fn save(
     run: &Run<'_>,
     engine: &mut dyn Engine,
     progress: &Progress,
-    snapshots: &Snapshots,
     online: &Online,
 ) -> Result<()> {
     let Some(path) = run.checkpoint else {
         return Ok(());
     };
     let mut tensors = engine.save_state()?;
-    tensors.extend(snapshots.state());
     tensors.extend(online.state());
     Checkpoint {
         progress: progress.clone(),

@@ -7,7 +7,7 @@ use super::engine::{Engine, Logits};
 use super::log::Reporter;
 use crate::artifact::{Artifact, Budget, write_atomically};
 use crate::data::ByteTable;
-use crate::evaluate::{Scorer, Sliding, Tally, chunked, sliding};
+use crate::evaluate::{Known, Scorer, Sliding, Tally, chunked, chunked_keeping, sliding};
 use crate::failure::Failure;
 use crate::quantize::prune::{Pruned, to_budget};
 use crate::quantize::{Hessians, QuantizedTensor, quantize};
@@ -26,6 +26,19 @@ pub(super) struct EngineScorer<'a> {
 impl Scorer for EngineScorer<'_> {
     fn score(&mut self, tokens: &[u16], targets: &[u16], seq_len: usize) -> Result<Vec<f32>> {
         self.engine.score(tokens, targets, seq_len, self.logits)
+    }
+
+    fn score_both(
+        &mut self,
+        tokens: &[u16],
+        targets: &[u16],
+        seq_len: usize,
+    ) -> Result<[Vec<f32>; 2]> {
+        if self.logits == Logits::Bf16 {
+            return self.engine.score_both(tokens, targets, seq_len);
+        }
+        let losses = self.score(tokens, targets, seq_len)?;
+        Ok([losses.clone(), losses])
     }
 }
 
@@ -54,6 +67,39 @@ pub fn score_chunked(
     result
 }
 
+/// Chunked evaluation of the live weights, and what the sliding evaluation that follows has in common with it: where windows start at
+/// multiples of the stride, every chunk is one of them. So one window in `eval_seq_len / eval_stride` is not computed again.
+pub fn score_keeping(
+    recipe: &Recipe,
+    engine: &mut dyn Engine,
+    (stream, table): (&[u16], &ByteTable),
+    reporter: &mut Reporter,
+) -> Result<(Tally, Known)> {
+    if recipe.eval_stride == 0 || recipe.ttt_enabled {
+        let tally = score_chunked(recipe, engine, stream, table, reporter)?;
+        return Ok((tally, Known::default()));
+    }
+    let mut scorer = EngineScorer {
+        engine,
+        logits: sliding_logits(recipe),
+    };
+    reporter.live(stream.len() / recipe.eval_seq_len, "validation");
+    let how = sliding_of(recipe);
+    let result = chunked_keeping(&mut scorer, stream, table, how, &mut |done, _| {
+        reporter.live_at(done, String::new)
+    });
+    reporter.end_live();
+    result
+}
+
+/// Rounding of the logits in a recipe's sliding evaluation.
+pub(super) fn sliding_logits(recipe: &Recipe) -> Logits {
+    match recipe.score_logits {
+        StorageType::Bf16 => Logits::Bf16,
+        StorageType::F32 => Logits::F32,
+    }
+}
+
 /// How a recipe's sliding evaluation runs.
 pub(super) fn sliding_of(recipe: &Recipe) -> Sliding {
     Sliding {
@@ -70,16 +116,16 @@ pub fn score_sliding(
     engine: &mut dyn Engine,
     stream: &[u16],
     table: &ByteTable,
+    known: &Known,
     reporter: &mut Reporter,
 ) -> Result<Tally> {
-    let logits = match recipe.score_logits {
-        StorageType::Bf16 => Logits::Bf16,
-        StorageType::F32 => Logits::F32,
-    };
     let how = sliding_of(recipe);
-    let mut scorer = EngineScorer { engine, logits };
+    let mut scorer = EngineScorer {
+        engine,
+        logits: sliding_logits(recipe),
+    };
     reporter.live(stream.len() / recipe.eval_stride, "sliding windows");
-    let result = sliding(&mut scorer, stream, table, how, &mut |done, _| {
+    let result = sliding(&mut scorer, stream, table, how, known, &mut |done, _| {
         reporter.live_at(done, String::new)
     });
     reporter.end_live();
@@ -145,7 +191,7 @@ pub fn finish(
         let quantized = quantize(recipe, &weights, &hessians, &mut |_| {})?;
         pack(how, quantized, &label, reporter)
     })?;
-    let roundtrip = reporter.phase("roundtrip score", |reporter| {
+    let (roundtrip, known) = reporter.phase("roundtrip score", |reporter| {
         let (artifact, _) = Artifact::load(how.path)?;
         let restored: Vec<_> = artifact
             .tensors
@@ -154,15 +200,11 @@ pub fn finish(
             .collect();
         engine.import(&restored)?;
         let start = Instant::now();
-        let tally = score_chunked(recipe, engine, validation, table, reporter)?;
-        report(
-            reporter,
-            &format!("final_{label}_roundtrip"),
-            &tally,
-            "",
-            start,
-        )?;
-        Ok(tally)
+        let data = (validation, table);
+        let (tally, known) = score_keeping(recipe, engine, data, reporter)?;
+        let name = format!("final_{label}_roundtrip");
+        report(reporter, &name, &tally, "", start)?;
+        Ok((tally, known))
     })?;
     let sliding = match recipe.eval_stride {
         0 => None,
@@ -170,6 +212,7 @@ pub fn finish(
             recipe,
             engine,
             (validation, table),
+            &known,
             &format!("final_{label}_"),
             reporter,
         )?),
@@ -188,6 +231,7 @@ pub fn score_final(
     recipe: &Recipe,
     engine: &mut dyn Engine,
     (stream, table): (&[u16], &ByteTable),
+    known: &Known,
     prefix: &str,
     reporter: &mut Reporter,
 ) -> Result<Tally> {
@@ -199,12 +243,19 @@ pub fn score_final(
     reporter.phase(phase, |reporter| {
         let start = Instant::now();
         let stride = recipe.eval_stride;
+        if !known.is_empty() {
+            reporter.line(format!(
+                "sliding windows: {} of {} are the chunks just scored and are not computed again",
+                known.len(),
+                stream.len().saturating_sub(1).div_ceil(stride)
+            ))?;
+        }
         let (tally, name, extra) = if recipe.ttt_enabled {
             let tally = score_adapting(recipe, engine, stream, table, reporter)?;
             let extra = format!(" stride:{stride} ({})", order(recipe));
             (tally, "ttt_sliding_window", extra)
         } else {
-            let tally = score_sliding(recipe, engine, stream, table, reporter)?;
+            let tally = score_sliding(recipe, engine, stream, table, known, reporter)?;
             (tally, "sliding_window", format!(" stride:{stride}"))
         };
         report(reporter, &format!("{prefix}{name}"), &tally, &extra, start)?;

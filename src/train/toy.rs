@@ -17,6 +17,7 @@ pub struct Toy {
     ahead: Option<Vec<u16>>,
     pub foreseen: usize,
     adapt_momentum: Vec<f32>,
+    snapshot_sum: Vec<f32>,
 }
 
 impl Toy {
@@ -36,6 +37,7 @@ impl Toy {
             ahead: None,
             foreseen: 0,
             adapt_momentum: Vec::new(),
+            snapshot_sum: vec![0.0; vocab * vocab],
         }
     }
 
@@ -117,6 +119,7 @@ impl Engine for Toy {
         let values = match which {
             Weights::Live => self.weights.clone(),
             Weights::Ema => self.ema.clone(),
+            Weights::SnapshotSum => self.snapshot_sum.clone(),
         };
         Ok(vec![NamedTensor {
             name: "blocks.0.mlp.fc.weight".into(),
@@ -148,21 +151,31 @@ impl Engine for Toy {
             tensor("param", &self.weights),
             tensor("momentum", &self.momentum),
             tensor("ema", &self.ema),
+            tensor("swa", &self.snapshot_sum),
         ])
     }
 
     fn load_state(&mut self, state: &[StateTensor]) -> Result<()> {
-        ensure!(state.len() == 3, "{} tensors", state.len());
-        for (tensor, values) in
-            state
-                .iter()
-                .zip([&mut self.weights, &mut self.momentum, &mut self.ema])
-        {
+        ensure!(state.len() == 4, "{} tensors", state.len());
+        let places = [
+            &mut self.weights,
+            &mut self.momentum,
+            &mut self.ema,
+            &mut self.snapshot_sum,
+        ];
+        for (tensor, values) in state.iter().zip(places) {
             *values = tensor
                 .bytes
                 .chunks_exact(4)
                 .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
                 .collect();
+        }
+        Ok(())
+    }
+
+    fn collect_snapshot(&mut self, first: bool) -> Result<()> {
+        for (sum, weight) in self.snapshot_sum.iter_mut().zip(&self.weights) {
+            *sum = if first { *weight } else { *sum + weight };
         }
         Ok(())
     }

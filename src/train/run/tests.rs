@@ -136,20 +136,22 @@ fn snapshots_survive_a_resume() {
         checkpoint_every: 11,
         ..recipe()
     };
-    let whole = go(&recipe, &mut Toy::new(VOCAB), None, None, false).unwrap();
+    let mut straight = Toy::new(VOCAB);
+    let whole = go(&recipe, &mut straight, None, None, false).unwrap();
     let mut poisoned = Toy::new(VOCAB);
     poisoned.poison = Some(12);
     go(&recipe, &mut poisoned, Some(&path), None, false).unwrap_err();
-    let resumed = go(
-        &recipe,
-        &mut Toy::new(VOCAB),
-        None,
-        Some(Checkpoint::load(&path).unwrap()),
-        false,
-    )
-    .unwrap();
+    let mut engine = Toy::new(VOCAB);
+    let checkpoint = Some(Checkpoint::load(&path).unwrap());
+    let resumed = go(&recipe, &mut engine, None, checkpoint, false).unwrap();
     assert!(whole.snapshots.count > 1);
     assert_eq!(whole.snapshots, resumed.snapshots);
+    let sum = |engine: &mut Toy| {
+        engine
+            .export(crate::train::engine::Weights::SnapshotSum)
+            .unwrap()
+    };
+    assert_eq!(sum(&mut straight), sum(&mut engine));
 }
 
 #[test]
@@ -170,6 +172,32 @@ fn warm_up_leaves_no_trace() {
     .unwrap();
     assert_eq!(warmed.calls, 15);
     assert_eq!(warmed.weights, plain.weights);
+}
+
+/// #1072's bank optimizer forgets to forget: the momentum of the warm-up acts on the first step, the weights do not.
+#[test]
+fn the_momentum_of_a_warm_up_can_leak() {
+    let first_step = |warmup_steps, warmup_keeps_momentum| {
+        let mut engine = Toy::new(VOCAB);
+        let recipe = Recipe {
+            iterations: 1,
+            warmup_steps,
+            warmup_keeps_momentum,
+            ..recipe()
+        };
+        go(&recipe, &mut engine, None, None, false).unwrap();
+        engine.weights
+    };
+    let plain = first_step(0, false);
+    assert_eq!(first_step(3, false), plain);
+    let leaked = first_step(3, true);
+    assert_ne!(leaked, plain);
+    // One step from the initial weights, further in the same direction.
+    let initial = Toy::new(VOCAB).weights;
+    let along: f32 = (0..plain.len())
+        .map(|i| (leaked[i] - plain[i]) * (plain[i] - initial[i]))
+        .sum();
+    assert!(along > 0.0);
 }
 
 #[test]
