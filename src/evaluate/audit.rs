@@ -182,6 +182,7 @@ mod tests {
         let mut table = right;
         table.bytes[usize::from(spaced)] += 2;
         let found = audit(&tokenizer, &table, &stream, None).unwrap();
-        assert_eq!(found.overcharged, 2, "{found:?}");
+        let times = stream.iter().filter(|&&id| id == spaced).count() as i64;
+        assert_eq!(found.overcharged, 2 * times, "{found:?}");
     }
 }
