@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use birdie::bench::predict::Counts;
 use birdie::bench::record::{Record, Row};
-use birdie::bench::{Options, compare, kernels, small, table};
+use birdie::bench::{Options, compare, kernels, micro, small, table};
 use birdie::driver::{self, DeviceChoice};
 use birdie::recipe;
 
@@ -20,6 +20,8 @@ fn counted() -> &'static Record {
             std::env::set_var("BIRDIE_EMU_CHECKS", "0");
         }
         driver::init(DeviceChoice::Emu).expect("a driver");
+        // While nothing else of this process is counted.
+        MICRO.get_or_init(|| micro::run(None).expect("every value is right"));
         let recipe = recipe::load("657-nano", std::iter::empty(), &[]).expect("built in");
         let options = Options {
             filter: None,
@@ -28,6 +30,63 @@ fn counted() -> &'static Record {
         };
         kernels(&small(&recipe.recipe), &options).expect("a record")
     })
+}
+
+static MICRO: OnceLock<Vec<micro::Line>> = OnceLock::new();
+
+/// The counts are those that each file's header claims.
+#[test]
+fn microbenchmarks_do_what_they_say() {
+    counted();
+    let lines = MICRO.get().expect("run with the record");
+    let of = |entry: &str| {
+        let line = lines
+            .iter()
+            .find(|line| line.entry == entry)
+            .expect("known");
+        let counts = line.counts.as_ref().expect("counted");
+        (f64::from(line.iterations), counts)
+    };
+    assert_eq!(lines.len(), 21);
+    assert!(
+        lines.iter().all(|line| line.cycles.is_none()),
+        "the emulator has no time"
+    );
+    for n in [8.0, 16.0, 32.0, 64.0, 128.0, 256.0] {
+        let (trips, counts) = of(&format!("wgmma_ss_n{n}"));
+        assert_eq!(counts.wgmma_cycles, 4.0 * trips * n / 2.0, "n = {n}");
+        // Filling takes 4 passes per 512 bytes: 80 passes for 10 KiB.
+        assert_eq!(
+            counts.shared_passes - 80.0,
+            4.0 * trips * (16.0 + n / 4.0),
+            "n = {n}"
+        );
+    }
+    for n in [64.0, 128.0] {
+        let (trips, counts) = of(&format!("wgmma_rs_n{n}"));
+        assert_eq!(
+            counts.shared_passes - 80.0,
+            4.0 * trips * n / 4.0,
+            "n = {n}"
+        );
+    }
+    assert_eq!(of("exp2_mufu").1.mufu, of("exp2_mufu").0 * 8.0 * 4.0);
+    assert_eq!(of("exp2_fma").1.mufu, 0.0);
+    for stride in [1.0, 2.0, 8.0, 32.0] {
+        let (trips, counts) = of(&format!("shared_read_stride_{stride}"));
+        assert_eq!(
+            counts.shared_conflicts,
+            trips * 32.0 * (stride - 1.0),
+            "stride {stride}"
+        );
+    }
+    assert_eq!(of("shared_read_16").1.shared_conflicts, 0.0);
+    let (trips, counts) = of("tma_bandwidth");
+    assert_eq!(
+        counts.l2_bytes,
+        8192.0 * trips + 64.0,
+        "the copies and the result"
+    );
 }
 
 fn counts(row: &Row) -> &Counts {
@@ -106,6 +165,54 @@ fn products_compute_whole_tiles_and_no_more() {
         seen += 1;
     }
     assert!(seen > 10);
+}
+
+/// Kernels whose passes through shared memory are not all needed, why, and the largest share.
+const CONFLICTS: [(&str, &str, f64); 5] = [
+    (
+        "mix_norm_backward",
+        "sums of columns over the CTA's rows after the main loop, once per CTA",
+        0.4,
+    ),
+    (
+        "embedding_backward",
+        "sums of columns over the CTA's rows after the main loop, once per CTA",
+        0.4,
+    ),
+    (
+        "qkv_backward",
+        "sums over the CTA's rows after the main loop, once per CTA",
+        0.4,
+    ),
+    (
+        "segment_count",
+        "the histogram of a chunk: keys decide the banks",
+        0.7,
+    ),
+    (
+        "segment_sum",
+        "partial sums of the warps of one bucket, once per bucket",
+        0.6,
+    ),
+];
+
+#[test]
+fn main_loops_have_no_bank_conflicts() {
+    for row in &counted().rows {
+        let c = counts(row);
+        let share = c.shared_conflicts / c.shared_passes.max(1.0);
+        let allowed = CONFLICTS
+            .iter()
+            .find(|(name, _, _)| row.name.starts_with(name))
+            .map_or(0.0, |known| known.2);
+        assert!(
+            share <= allowed,
+            "{} {}: {:.1} % of the passes through shared memory are bank conflicts",
+            row.name,
+            row.sizes,
+            100.0 * share
+        );
+    }
 }
 
 #[test]

@@ -13,10 +13,13 @@
 //! Beside each row stands the floor of the operation: its FLOPs at the sustained rate of the tensor cores, or each tensor read and
 //! written once, whichever takes longer ([`machine`]).
 //!
+//! [`micro`] runs the hand-written microbenchmarks of `ptx/micro/`.
+//!
 //! `record` is the file format, `table` and `compare` print.
 
 pub mod compare;
 pub mod machine;
+pub mod micro;
 pub mod predict;
 pub mod record;
 pub mod table;

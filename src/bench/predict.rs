@@ -81,7 +81,10 @@ impl Counts {
             c.tensor_flops += count.tensor_flops as f64 * factor;
             c.shared_passes += count.wavefronts as f64 * factor;
             c.shared_conflicts += count.conflicts as f64 * factor;
-            c.l2_bytes += 32.0 * count.sectors as f64 * factor;
+            // Parameters lie in the constant bank of a device.
+            if *class != "load_param" {
+                c.l2_bytes += 32.0 * count.sectors as f64 * factor;
+            }
         }
         for (opcode, count) in &launch.by_opcode {
             if opcode.starts_with("wgmma.mma_async") {

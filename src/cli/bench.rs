@@ -3,6 +3,7 @@
 use super::{Backend, DeviceArgs};
 use crate::bench::record::Record;
 use crate::bench::{self, Options, compare, table};
+use crate::failure::Failure;
 use crate::recipe;
 use crate::train::log::say;
 use anyhow::Result;
@@ -19,6 +20,8 @@ pub(super) struct BenchArgs {
 enum What {
     /// Every kernel of a recipe's training step.
     Kernels(KernelArgs),
+    /// Hand-written microbenchmarks of the machine: wgmma, exp2, shared memory, copies, barriers.
+    Micro(MicroArgs),
     /// Two records of `bench kernels --out`, row by row.
     Compare { old: PathBuf, new: PathBuf },
 }
@@ -57,9 +60,22 @@ struct KernelArgs {
     set: Vec<String>,
 }
 
+#[derive(Args)]
+struct MicroArgs {
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Only those whose name contains this.
+    #[arg(long)]
+    filter: Option<String>,
+    /// Write the results as JSON.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
 pub(super) fn run(args: &BenchArgs, backend: Backend) -> Result<u8> {
     match &args.what {
         What::Kernels(args) => kernels(args, backend),
+        What::Micro(args) => micro(args, backend),
         What::Compare { old, new } => {
             let (old, new) = (Record::read(old)?, Record::read(new)?);
             say(compare::compare(&old, &new)?.trim_end());
@@ -76,12 +92,30 @@ const EMULATOR: [(&str, &str); 3] = [
     ("BIRDIE_EMU_MEMORY", "85899345920"),
 ];
 
-fn kernels(args: &KernelArgs, backend: Backend) -> Result<u8> {
+/// Opens the device; an emulator that counts.
+fn open(device: &DeviceArgs, backend: Backend) -> Result<String> {
     for (name, value) in EMULATOR {
-        // SAFETY: no other thread of the program exists yet: the device is opened below.
+        // SAFETY: no other thread of the program exists yet: devices are opened first.
         unsafe { std::env::set_var(name, value) };
     }
-    say(&(backend.device)(args.device.device, args.device.check)?);
+    (backend.device)(device.device, device.check)
+}
+
+fn micro(args: &MicroArgs, backend: Backend) -> Result<u8> {
+    say(&open(&args.device, backend)?);
+    let lines = bench::micro::run(args.filter.as_deref())?;
+    say(bench::micro::report(&lines).trim_end());
+    if let Some(path) = &args.out {
+        let text = serde_json::to_string_pretty(&lines)? + "\n";
+        std::fs::write(path, text).map_err(|error| {
+            Failure::user(path.display(), error, "name a file that can be written")
+        })?;
+    }
+    Ok(0)
+}
+
+fn kernels(args: &KernelArgs, backend: Backend) -> Result<u8> {
+    say(&open(&args.device, backend)?);
     let mut recipe = recipe::load(&args.recipe, std::iter::empty(), &args.set)?.recipe;
     if args.shape == Size::Small {
         recipe = bench::small(&recipe);

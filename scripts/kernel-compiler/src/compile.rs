@@ -177,6 +177,43 @@ pub fn assemble(
     Ok((report, assembled))
 }
 
+/// Counts the tensor-core instructions in the machine code of compiled kernels, with the cuobjdump that lies beside nvcc.
+pub fn count_tensor_instructions(
+    toolchain: &Toolchain,
+    compiled: &mut [Compiled],
+) -> Result<(), String> {
+    let tool = toolchain.nvcc.with_file_name("cuobjdump");
+    for kernel in compiled {
+        let output = Command::new(&tool)
+            .arg("-sass")
+            .arg(&kernel.cubin)
+            .output()
+            .map_err(|error| {
+                format!(
+                    "{}: {error}\nhint: scripts/install-toolchain installs cuobjdump beside nvcc",
+                    tool.display()
+                )
+            })?;
+        if !output.status.success() {
+            let text = both_streams(&output);
+            return Err(diagnostics::failure(
+                &kernel.source.name,
+                "cuobjdump",
+                &text,
+            ));
+        }
+        let listing = String::from_utf8_lossy(&output.stdout);
+        let counts = diagnostics::count_instructions(&listing, "HGMMA");
+        for entry in &mut kernel.entries {
+            entry.hgmma =
+                Some(*counts.get(&entry.name).ok_or_else(|| {
+                    format!("{}: no machine code in the disassembly", entry.name)
+                })?);
+        }
+    }
+    Ok(())
+}
+
 fn both_streams(output: &std::process::Output) -> String {
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.push_str(&String::from_utf8_lossy(&output.stderr));

@@ -4,6 +4,8 @@
 //! birdie kernel that spills or whose tensor-core instructions are serialised is broken, so both are errors
 //! here, with the lever that usually repairs them.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// What ptxas says of one kernel (`ptxas -v`).
@@ -19,6 +21,10 @@ pub struct EntryFacts {
     pub spill_loads: u32,
     /// Named barriers.
     pub barriers: u32,
+    /// `HGMMA` instructions of the machine code: products on the tensor cores by whole warpgroups. Not told by ptxas; counted in the
+    /// disassembly when the manifest is made or checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hgmma: Option<u32>,
 }
 
 /// Reads the report of `ptxas -v`, one record per kernel, in the report's order.
@@ -53,6 +59,24 @@ fn number_before(line: &str, words: &str) -> u32 {
         .and_then(|at| line[..at].split_whitespace().last())
         .and_then(|number| number.parse().ok())
         .unwrap_or(0)
+}
+
+/// Instructions of one opcode per kernel in the output of `cuobjdump -sass`.
+pub fn count_instructions(listing: &str, opcode: &str) -> BTreeMap<String, u32> {
+    let mut out: BTreeMap<String, u32> = BTreeMap::new();
+    let mut current = None;
+    for line in listing.lines() {
+        if let Some((_, name)) = line.split_once("Function : ") {
+            current = Some(name.trim().to_owned());
+            out.entry(name.trim().to_owned()).or_default();
+        } else if let Some(name) = &current
+            && line.split_whitespace().any(|word| word.starts_with(opcode))
+            && let Some(count) = out.get_mut(name)
+        {
+            *count += 1;
+        }
+    }
+    out
 }
 
 /// The defects in a report of ptxas, each as one line with a hint. Empty for a sound kernel.
@@ -160,6 +184,14 @@ ptxas info    : Used 255 registers, used 1 barriers
             (facts[1].spill_stores, facts[1].spill_loads, facts[1].stack),
             (12, 8, 16)
         );
+    }
+
+    #[test]
+    fn instructions_are_counted_per_kernel() {
+        let listing = "\t\tFunction : a\n  /*0010*/ HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4] ;\n  /*0020*/ FADD R1, R2, R3 ;\n\
+                       \t\tFunction : b\n  /*0010*/ @P0 HGMMA.64x8x16.F32.BF16 R24 ;\n  /*0020*/ HGMMA.64x8x16.F32.BF16 R24 ;\n\t\tFunction : c\n";
+        let counts = count_instructions(listing, "HGMMA");
+        assert_eq!((counts["a"], counts["b"], counts["c"]), (1, 2, 0));
     }
 
     #[test]

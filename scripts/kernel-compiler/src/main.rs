@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use birdie_kernel_compiler::compile::{assemble, compile_all};
+use birdie_kernel_compiler::compile::{assemble, compile_all, count_tensor_instructions};
 use birdie_kernel_compiler::manifest::{Manifest, PTX_DIR};
 use birdie_kernel_compiler::toolchain::Toolchain;
 
@@ -43,14 +43,19 @@ fn cache(root: &Path) -> PathBuf {
 fn refresh(root: &Path) -> Result<(), String> {
     let toolchain = Toolchain::find(root)?
         .ok_or("no nvcc found\nhint: scripts/install-toolchain puts one into .venv")?;
-    let compiled = compile_all(root, &toolchain, &cache(root), threads())?;
+    let mut compiled = compile_all(root, &toolchain, &cache(root), threads())?;
+    count_tensor_instructions(&toolchain, &mut compiled)?;
     let manifest = Manifest::describe(&toolchain.version, &compiled);
     manifest.write(root, &compiled)?;
     for file in &manifest.files {
         for entry in &file.entries {
             println!(
-                "{:<28} {:<44} {:>3} registers {:>6} B static shared",
-                file.source, entry.name, entry.registers, entry.shared
+                "{:<28} {:<44} {:>3} registers {:>6} B static shared {:>3} HGMMA",
+                file.source,
+                entry.name,
+                entry.registers,
+                entry.shared,
+                entry.hgmma.unwrap_or(0)
             );
         }
     }
@@ -84,7 +89,8 @@ fn check(root: &Path, require_nvcc: bool) -> Result<(), String> {
         };
     };
     if toolchain.version == manifest.nvcc {
-        let compiled = compile_all(root, &toolchain, &cache(root), threads())?;
+        let mut compiled = compile_all(root, &toolchain, &cache(root), threads())?;
+        count_tensor_instructions(&toolchain, &mut compiled)?;
         let fresh = Manifest::describe(&toolchain.version, &compiled);
         let differing: Vec<&str> = fresh
             .files
