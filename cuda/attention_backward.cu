@@ -1,35 +1,54 @@
-// Causal softmax attention, backward: head dimension 64, any number of query heads per key/value head. Deterministic.
+// Causal softmax attention, backward: head dimension 64, any number of query heads per key/value head. Five products.
 //
 // 1. Formula, per sequence and query head h with kv = h / group, group = H / KV, S and lse as in attention_forward.cu:
 //      P = 2^(S log2(e) - lse)         dP = dO_h V_kv^T          dS = P (dP - delta),   delta = rowsum(dO_h O_h)
 //      dV_kv = sum_h P^T dO_h          dK_kv = sum_h dS^T Q_h / 8          dQ_h = dS K_kv / 8
-//    delta comes from attention_output.cu. Two kernels: _dkdv walks query tiles for a block of keys, _dq walks key blocks for a
-//    tile of queries.
-//    WHY NOT one kernel with five products: its dQ must be added across CTAs; in a fixed order that costs a wait, and without
-//    one the bits change from run to run. Here P is computed twice instead, seven products for five.
+//    delta comes from attention_output.cu. dQ is a sum over CTAs: each adds its share in f32 to `dq_sum` through the copy engine;
+//    whoever is last rounds the sum to bf16. Two entry points:
+//      attention_backward_causal_d64            blocks of keys add in a fixed order, the diagonal first: same inputs, same bits
+//      attention_backward_unordered_causal_d64  they add as they come: no CTA waits for another, bits change from run to run
 //
 // 2. Operands. Maps are 3-D over [B, T, columns], start at the first column of their part, boxes 64 x 64, 128-byte swizzle:
-//      q, dout, dq: heads;  k, v, dk, dv: key/value heads, all bf16;  lse, delta f32 [B, H, Tp], read as rows of 64
-//    Shared, _dkdv: K, V of 128 keys (later staging of dK, dV), STAGES x (Q 8 KB, dO 8 KB, lse, delta)
-//            _dq:   Q, dO of 64 queries of two heads or 128 of one (Q later staging of dQ), STAGES x (K 8 KB, V 8 KB)
+//      q, dout: heads;  k, v, dk, dv: key/value heads, all bf16;  lse, delta f32 [B, H, Tp], read as rows of 64
+//      dq       bf16, rows of dq_stride, first q column
+//      dq_sum   f32 [B, H, Tp/64, 2, 2048]: a tile's columns 0..31 and 32..63, each in the order of the accumulator: [4][thread][4].
+//               Ordered: written before it is read. Unordered: zero before the first launch, zero again after each.
+//      turns    u32 [B, H, Tp/64, 2]: how many have added. Zero before the first launch, zero again after each.
+//    Shared: K, V of 128 keys (later staging of dK, dV), STAGES x (Q 8 KB, dO 8 KB, lse, delta), 2 x dS^T 16 KB, 2 x dQ 16 KB.
 //
-// 3. Work. _dkdv: grid (ceil(T/128), KV, B), block 0 has the most queries and comes first; warpgroups 1 and 2 own 64 keys each,
-//    all heads of the group one after the other: registers 240 = dK 32, dV 32, S^T 32, dP^T 32, packed 32.
-//    _dq: grid (ceil(T / (128 / R)), H / R, B), longest first, R heads per CTA as in attention_forward.cu; warpgroups 1 and 2 own 64
-//    rows of one head each. Warpgroup 0 loads (24 registers).
-//    NOTE: _dkdv computes the transposes S^T and dP^T (keys are the rows), so P^T and dS^T are already the register operand of the
-//    products that follow; nothing goes through shared memory.
+// 3. Work. Grid (ceil(T/128), KV, B), block 0 has the last keys. 384 threads. Warpgroup 0 (56 registers): warp 0 loads, warps 1 and 2
+//    add dQ columns 0..31 and 32..63 to dq_sum. Warpgroups 1 and 2 (224 registers) own 64 keys each and 32 columns of dQ; they walk the
+//    query tiles of the group's heads: dK 32, dV 32, S^T 32, dP^T 32, dQ 16, P and dS packed 32, K as an operand 16.
+//    NOTE: the scores are computed transposed (keys are the rows), so P^T and dS^T are already the register operand of dV and dK.
+//    Only dS goes through shared memory, for dQ, which needs all 128 keys.
+//    WHY NOT V in registers too: ptxas runs out of them and then waits for each product.
+//    ORDER: a query tile gets its shares from the block on the diagonal first, then downwards. All blocks start on their diagonal,
+//    so block j comes to a tile two steps after block j+1: in lockstep nobody waits. Block j+1 has the smaller index and so
+//    starts no later, which is why waiting for it ends.
 //
-// 4. Pipeline, one step (query tile or key block):
-//      |S, dP issued together|S done: exp|dP done: dS|dV and dK (or dQ)|release|      the other warpgroup fills the gaps
+// 4. Pipeline of a warpgroup, from step n (one query tile of one head) to n+1; on the right what the tensor core has in its queue:
+//      issue dV(n), S(n+1)                                   |
+//      dS(n) to shared memory, meet the other warpgroup      |dV(n), S(n+1)
+//      issue dP(n+1), then dK(n) and dQ(n)                   |
+//      wait S(n+1): exp, P(n+1)                              |dP(n+1), dK(n), dQ(n)
+//      wait dP(n+1): dS(n+1)                                 |dK(n), dQ(n)
+//      wait dQ(n): to staging; release the stage of n        |the other warpgroup's
+//    NOTE: nothing is under way at the loop's back edge: ptxas loses count there and would wait for each product.
 //
-// 5. Floor (predicted), T = 2048, N = 98304, H = 8: 515 GFLOP for five products, 646 us at 798 TFLOP/s; this version does 721
-//    GFLOP, 904 us, and the exponentials twice (434 us, overlapped).
+// 5. Floor (predicted), T = 2048, N = 98304, H = 8: 515 GFLOP, 646 us at 798 TFLOP/s; exponentials 217 us.
+//    Cycles per SM and step (128 keys, 64 queries) by count: products 1280; exponentials 512; shared memory 1664: S, dV, dK 3 x 128
+//    (B operand only), dP 256, dQ 384, dS 128, staging of dQ 128 + 128, tiles arriving 128, lse and delta 128. Predicted bound:
+//    shared memory, 1.3 times the products. Added to L2 per step: 16 KB, 9.8 bytes per cycle and SM.
 //
 // 6. Fences and waits, and what breaks without them:
 //      full/empty             products of missing bytes; a stage overwritten under a product
-//      wgmma_wait<1>, <0>     S used before dP is done but after S is; accumulators touched too early; stage released too early
-//      __syncwarp before release   another lane of the warp still reads lse or delta of the stage
+//      wgmma_wait<2>, <1>, <0>     S, dP, dQ used too early; P or dS overwritten while a product reads it; a stage released too early
+//      fence + barrier of dS  dQ is a product of stale or missing dS
+//      __syncwarp before release   another lane of the warp still reads lse or delta of the stage, or writes dQ
+//      fence before dq_full   the copy engine adds stale staging bytes; dq_empty: staging overwritten while it is read
+//      bulk_wait<0>, turn_*   shares are added out of order, or the sum is rounded before it is complete
+//      fence_proxy_async_global    the turn is taken in the generic proxy, the copy after it runs in the async proxy
+//      barrier before the end dK staged over K while the other warpgroup's dQ reads it
 //      fence_proxy_async + named barrier   the store engine reads stale or missing staging bytes
 //
 // 7. Limits: as attention_forward.cu. Rows t >= T have lse = +inf and delta = 0, so they add nothing.
@@ -39,105 +58,182 @@
 #include "hopper/mbarrier.cuh"
 #include "hopper/numeric.cuh"
 #include "hopper/tma.cuh"
+#include "hopper/turn.cuh"
 #include "hopper/warp.cuh"
 #include "hopper/wgmma.cuh"
 
 namespace birdie {
 
-constexpr int HEAD_DIM = 64, TILE = 64, HALVES = 2, STAGES = 3, THREADS = 384;
+constexpr int HEAD_DIM = 64, TILE = 64, HALVES = 2, STAGES = 4, THREADS = 384, DQ_FLOATS = TILE * HEAD_DIM / HALVES;
 constexpr u32 TILE_BYTES = TILE * HEAD_DIM * sizeof(bf16);
 constexpr float SCALE = 0.125f, SCALE_LOG2 = SCALE * LOG2_E;
+enum NamedBarrier : u32 { BOTH_WARPGROUPS = 1, ONE_WARPGROUP = 2 }; // ONE_WARPGROUP + half
 
 static_assert(HEAD_DIM * sizeof(bf16) == 128, "a head is one 128-byte swizzled row");
 
-struct alignas(1024) KeysShared { // _dkdv
-  u8 k[2][TILE_BYTES], v[2][TILE_BYTES];
+struct alignas(1024) BackwardShared {
+  u8 k[HALVES][TILE_BYTES], v[HALVES][TILE_BYTES];
   u8 q[STAGES][TILE_BYTES], dout[STAGES][TILE_BYTES];
+  u8 ds[2][HALVES][TILE_BYTES]; // dS^T: rows are keys
+  float dq[HALVES][2][DQ_FLOATS];
   float lse[STAGES][TILE], delta[STAGES][TILE];
-  u64 full_kv, full[STAGES], empty[STAGES];
-};
-struct alignas(1024) QueriesShared { // _dq
-  u8 q[HALVES][TILE_BYTES], dout[HALVES][TILE_BYTES];
-  u8 k[STAGES][TILE_BYTES], v[STAGES][TILE_BYTES];
-  u64 full_q, full[STAGES], empty[STAGES];
+  u64 full_kv, full[STAGES], empty[STAGES], dq_full[HALVES][2], dq_empty[HALVES][2];
 };
 
-// C[64,64] (+)= A[64,64] B[64,64]^T, both tiles K-major in shared memory.
-__device__ __forceinline__ void multiply_shared(float (&c)[32], u64 a, u64 b) {
+// C[64,64] = A[64,64] B[64,64]^T, A packed in registers, B in shared memory with its k contiguous.
+__device__ __forceinline__ void multiply_transposed(float (&c)[32], const u32 (&a)[4][4], u64 b) {
+#pragma unroll
+  for (int step = 0; step < HEAD_DIM / 16; ++step) wgmma_n64<Major::K>(c, a[step], b + step * K_STEP<Major::K>, step != 0);
+}
+// The same with A in shared memory, its k contiguous.
+__device__ __forceinline__ void multiply_transposed(float (&c)[32], u64 a, u64 b) {
 #pragma unroll
   for (int step = 0; step < HEAD_DIM / 16; ++step)
     wgmma_n64<Major::K, Major::K>(c, a + step * K_STEP<Major::K>, b + step * K_STEP<Major::K>, step != 0);
 }
 // C[64,64] += A[64,64] B[64,64], A packed in registers, B with its columns contiguous.
-__device__ __forceinline__ void multiply_add_registers(float (&c)[32], const u32 (&a)[4][4], u64 b) {
+__device__ __forceinline__ void multiply_add(float (&c)[32], const u32 (&a)[4][4], u64 b) {
 #pragma unroll
   for (int step = 0; step < TILE / 16; ++step) wgmma_n64<Major::MN>(c, a[step], b + step * K_STEP<Major::MN>, true);
+}
+// Half of dQ[64,64] = dS[64,128] K[128,64]: all keys, 32 columns.
+__device__ __forceinline__ void multiply_queries(float (&c)[16], u64 ds, u64 k) {
+#pragma unroll
+  for (int step = 0; step < HALVES * TILE / 16; ++step)
+    wgmma_n32<Major::MN, Major::MN>(c, ds + step * K_STEP<Major::MN>, k + step * K_STEP<Major::MN>, step != 0);
 }
 __device__ __forceinline__ void pack_operand(u32 (&a)[4][4], const float (&x)[32]) {
 #pragma unroll
   for (int i = 0; i < 16; ++i) a[i / 4][i % 4] = pack_bf16(x[2 * i], x[2 * i + 1]);
 }
-// Scales an accumulator and writes it as a bf16 tile under the 128-byte swizzle.
-__device__ __forceinline__ void stage_tile(u8 *tile, const float (&x)[32], float scale, u32 warp, u32 lane) {
-  const u32 base = shared_address(tile);
+// The operand of 64 rows of a swizzled tile.
+__device__ __forceinline__ void load_operand(u32 (&a)[4][4], const u8 *tile, u32 warp, u32 lane) {
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    const float *y = x + 8 * j;
-    stmatrix_x4(base + swizzle_128b(16 * warp + (lane & 15), 16 * j + 8 * (lane >> 4)), pack_bf16(y[0] * scale, y[1] * scale),
-                pack_bf16(y[2] * scale, y[3] * scale), pack_bf16(y[4] * scale, y[5] * scale), pack_bf16(y[6] * scale, y[7] * scale));
+  for (int j = 0; j < 4; ++j) ldmatrix_x4(a[j], shared_address(tile) + swizzle_128b(16 * warp + (lane & 15), 16 * j + 8 * (lane >> 4)));
+}
+// Writes a packed operand as a swizzled tile.
+__device__ __forceinline__ void store_operand(u8 *tile, const u32 (&a)[4][4], u32 warp, u32 lane) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j)
+    stmatrix_x4(shared_address(tile) + swizzle_128b(16 * warp + (lane & 15), 16 * j + 8 * (lane >> 4)), a[j][0], a[j][1], a[j][2],
+                a[j][3]);
+}
+template <int N> __device__ __forceinline__ void multiply_scalar(float (&x)[N], float factor) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) x[i] *= factor;
+}
+
+// Rounds 64 rows x 32 columns of dQ from the accumulator's order to bf16. One warp; row t of the tile goes to rows + t stride.
+template <bool CLEAR>
+__device__ __forceinline__ void round_queries(float *sum, bf16 *rows, i32 stride, i32 live_rows, u32 lane) {
+  const u32 chunk = lane % 4, row = lane / 4; // 8 columns of rows 16 w + row and 8 below
+#pragma unroll 1
+  for (u32 w = 0; w < 4; ++w) {
+    float4 *source = reinterpret_cast<float4 *>(sum) + chunk * 128 + w * 32 + 4 * row;
+    u32 top[4], bottom[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float4 x = source[j];
+      top[j] = pack_bf16(x.x * SCALE, x.y * SCALE), bottom[j] = pack_bf16(x.z * SCALE, x.w * SCALE);
+      if (CLEAR) source[j] = make_float4(0.f, 0.f, 0.f, 0.f);
+    }
+    const i32 t = i32(16 * w + row);
+    bf16 *target = rows + i64(t) * stride + 8 * chunk;
+    if (t < live_rows) *reinterpret_cast<uint4 *>(target) = make_uint4(top[0], top[1], top[2], top[3]);
+    if (t + 8 < live_rows) *reinterpret_cast<uint4 *>(target + i64(8) * stride) = make_uint4(bottom[0], bottom[1], bottom[2], bottom[3]);
   }
 }
-__device__ __forceinline__ void clear(float (&x)[32]) {
-#pragma unroll
-  for (int i = 0; i < 32; ++i) x[i] = 0.f;
-}
 
-} // namespace birdie
+struct BackwardMaps {
+  const TensorMap *q, *k, *v, *dout, *dk, *dv;
+};
 
-using namespace birdie;
-
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    attention_backward_dkdv_causal_d64(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k,
-                                       const __grid_constant__ TensorMap v, const __grid_constant__ TensorMap dout,
-                                       const __grid_constant__ TensorMap dk, const __grid_constant__ TensorMap dv,
-                                       const float *lse, const float *delta, i32 T, i32 Tp, i32 group) {
+template <bool ORDERED>
+__device__ __forceinline__ void attention_backward(const BackwardMaps &maps, const float *lse, const float *delta, bf16 *dq,
+                                                   i32 dq_stride, float *dq_sum, u32 *turns, i32 T, i32 Tp, i32 group) {
   extern __shared__ u8 shared_bytes[];
-  KeysShared &shared = *reinterpret_cast<KeysShared *>((reinterpret_cast<u64>(shared_bytes) + 1023) & ~u64(1023));
-  const u32 warpgroup = warp_id() / 4;
-  const i32 block_key = i32(blockIdx.x) * 2 * TILE, kv = i32(blockIdx.y), b = i32(blockIdx.z);
-  const i32 first_tile = block_key / TILE, tiles = ceil_div(T, TILE);
+  BackwardShared &shared = *reinterpret_cast<BackwardShared *>((reinterpret_cast<u64>(shared_bytes) + 1023) & ~u64(1023));
+  const u32 warpgroup = warp_id() / 4, lane = threadIdx.x % 32;
+  const i32 block = i32(gridDim.x - 1 - blockIdx.x), kv = i32(blockIdx.y), b = i32(blockIdx.z);
+  const i32 block_key = block * HALVES * TILE, first_tile = HALVES * block, tiles = Tp / TILE;
+  const u64 first_head = (u64(b) * gridDim.y + kv) * group; // of all sequences
 
   if (threadIdx.x == 0) {
     mbarrier_init(&shared.full_kv, 1);
     for (int s = 0; s < STAGES; ++s) {
       mbarrier_init(&shared.full[s], 1);
-      mbarrier_init(&shared.empty[s], 8);
+      mbarrier_init(&shared.empty[s], 4 * HALVES);
     }
+    for (int half = 0; half < HALVES; ++half)
+      for (int s = 0; s < 2; ++s) {
+        mbarrier_init(&shared.dq_full[half][s], 4);
+        mbarrier_init(&shared.dq_empty[half][s], 1);
+      }
     fence_barrier_init();
   }
   __syncthreads();
-  RingPosition<STAGES> ring;
 
-  if (warpgroup == 0) { // ---- producer
-    registers_decrease<24>();
-    if (threadIdx.x == 0) {
-      mbarrier_arrive_expect(&shared.full_kv, 4 * TILE_BYTES);
-      for (int half = 0; half < 2; ++half) {
-        tma_load_3d(shared.k[half], &k, &shared.full_kv, kv * HEAD_DIM, block_key + half * TILE, b);
-        tma_load_3d(shared.v[half], &v, &shared.full_kv, kv * HEAD_DIM, block_key + half * TILE, b);
+  if (warpgroup == 0) {
+    registers_decrease<56>();
+    const u32 role = warp_id();
+    if (role == 0 && lane == 0) { // ---- producer
+      RingPosition<STAGES> ring;
+      mbarrier_arrive_expect(&shared.full_kv, 2 * HALVES * TILE_BYTES);
+      for (int half = 0; half < HALVES; ++half) {
+        tma_load_3d(shared.k[half], maps.k, &shared.full_kv, kv * HEAD_DIM, block_key + half * TILE, b);
+        tma_load_3d(shared.v[half], maps.v, &shared.full_kv, kv * HEAD_DIM, block_key + half * TILE, b);
       }
-      for (int member = 0; member < group; ++member) {
-        const i32 head = group * kv + member;
-        const u64 row = (u64(b) * gridDim.y * group + head) * Tp;
+      for (i32 member = 0; member < group; ++member) {
+        const i32 column = (group * kv + member) * HEAD_DIM;
+        const u64 row = (first_head + member) * Tp;
         for (i32 tile = first_tile; tile < tiles; ++tile) {
           const u32 s = ring.stage;
           mbarrier_wait(&shared.empty[s], ring.phase ^ 1);
           mbarrier_arrive_expect(&shared.full[s], 2 * TILE_BYTES + 2 * TILE * sizeof(float));
-          tma_load_3d(shared.q[s], &q, &shared.full[s], head * HEAD_DIM, tile * TILE, b);
-          tma_load_3d(shared.dout[s], &dout, &shared.full[s], head * HEAD_DIM, tile * TILE, b);
+          tma_load_3d(shared.q[s], maps.q, &shared.full[s], column, tile * TILE, b);
+          tma_load_3d(shared.dout[s], maps.dout, &shared.full[s], column, tile * TILE, b);
           bulk_load(shared.lse[s], lse + row + tile * TILE, TILE * sizeof(float), &shared.full[s]);
           bulk_load(shared.delta[s], delta + row + tile * TILE, TILE * sizeof(float), &shared.full[s]);
           ring.advance();
+        }
+      }
+    } else if (role == 1 || role == 2) { // ---- 32 columns of dQ
+      const u32 half = role - 1;
+      RingPosition<2> staging;
+      for (i32 member = 0; member < group; ++member) {
+        for (i32 tile = first_tile; tile < tiles; ++tile) {
+          const u64 index = ((first_head + member) * tiles + tile) * HALVES + half;
+          const u32 others = u32(tile / HALVES), turn = others - u32(block); // turns 0..others
+          float *sum = dq_sum + index * DQ_FLOATS;
+          mbarrier_wait(&shared.dq_full[half][staging.stage], staging.phase);
+          u32 before = turn;
+          if (lane == 0) {
+            const float *source = shared.dq[half][staging.stage];
+            if (ORDERED && turn != 0) {
+              turn_wait(turns + index, turn);
+              fence_proxy_async_global();
+            }
+            if (ORDERED && turn == 0) {
+              bulk_store(sum, source, DQ_FLOATS * sizeof(float));
+            } else {
+              bulk_add_f32(sum, source, DQ_FLOATS * sizeof(float));
+            }
+            bulk_commit();
+            bulk_wait<0>();
+            mbarrier_arrive(&shared.dq_empty[half][staging.stage]);
+            if (!ORDERED || turn != others) {
+              if (ORDERED) turn_pass(turns + index);
+              else before = turn_count(turns + index);
+            }
+          }
+          if (!ORDERED) before = __shfl_sync(FULL_MASK, before, 0);
+          __syncwarp();
+          if (before == others) { // the sum is complete
+            const i32 column = (group * kv + member) * HEAD_DIM + i32(half) * (HEAD_DIM / HALVES), row = tile * TILE;
+            round_queries<!ORDERED>(sum, dq + (i64(b) * T + row) * dq_stride + column, dq_stride, T - row, lane);
+            if (lane == 0) turns[index] = 0;
+          }
+          staging.advance();
         }
       }
     }
@@ -145,185 +241,158 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   }
 
   // ---- consumers: 64 keys each
-  registers_increase<240>();
-  const u32 half = warpgroup - 1, thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;
+  registers_increase<224>();
+  const u32 half = warpgroup - 1, thread = threadIdx.x % 128, warp = thread / 32;
   const i32 first_key = block_key + i32(half) * TILE, key = first_key + i32(16 * warp + lane / 4);
-  const u64 descriptor_k = matrix_descriptor(shared_address(shared.k[half]), 16);
   const u64 descriptor_v = matrix_descriptor(shared_address(shared.v[half]), 16);
-  float dk_sum[32], dv_sum[32];
-  clear(dk_sum);
-  clear(dv_sum);
-
+  const u64 descriptor_k = matrix_descriptor(shared_address(shared.k) + half * HEAD_DIM, 16); // our 32 columns
+  u32 operand_k[4][4], p[4][4], ds[4][4];
+  float s[32], dp[32], dq_tile[16], dk_sum[32], dv_sum[32];
+#pragma unroll
+  for (int i = 0; i < 32; ++i) dk_sum[i] = dv_sum[i] = 0.f;
+  accumulator_barrier(dk_sum);
+  accumulator_barrier(dv_sum);
   mbarrier_wait(&shared.full_kv, 0);
-  for (int member = 0; member < group; ++member) {
-    for (i32 tile = first_tile; tile < tiles; ++tile) {
-      const u32 stage = ring.stage;
-      mbarrier_wait(&shared.full[stage], ring.phase);
-      const i32 first_query = tile * TILE;
-      if (first_query >= first_key) { // else every query of the tile comes before all of our keys
-        const u64 descriptor_q = matrix_descriptor(shared_address(shared.q[stage]), 16);
-        const u64 descriptor_do = matrix_descriptor(shared_address(shared.dout[stage]), 16);
-        float s[32], dp[32];
-        wgmma_fence();
-        multiply_shared(s, descriptor_k, descriptor_q);
-        wgmma_commit();
-        multiply_shared(dp, descriptor_v, descriptor_do);
-        wgmma_commit();
+  load_operand(operand_k, shared.k[half], warp, lane);
 
-        wgmma_wait<1>();
-        accumulator_barrier(s);
+  const auto tile_descriptor = [&](const u8 *tile) { return matrix_descriptor(shared_address(tile), 16); };
+  RingPosition<STAGES> ring;
+  RingPosition<2> staging;
+  // dQ from registers to the warp that adds it.
+  const auto hand_over = [&] {
+    accumulator_barrier(dq_tile);
+    mbarrier_wait(&shared.dq_empty[half][staging.stage], staging.phase ^ 1);
+    float4 *target = reinterpret_cast<float4 *>(shared.dq[half][staging.stage]) + thread;
 #pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          const i32 column = 8 * j + 2 * i32(lane % 4); // this thread's queries of the group: column, column + 1
-          const float2 l = *reinterpret_cast<const float2 *>(&shared.lse[stage][column]);
+    for (int i = 0; i < 4; ++i)
+      target[128 * i] = make_float4(dq_tile[4 * i], dq_tile[4 * i + 1], dq_tile[4 * i + 2], dq_tile[4 * i + 3]);
+    fence_proxy_async_shared();
+    __syncwarp();
+    if (lane == 0) mbarrier_arrive(&shared.dq_full[half][staging.stage]);
+    staging.advance();
+  };
+
+  i32 tile = first_tile;
+  // P from S, packed; the probabilities stay for the scores' gradient.
+  const auto probabilities = [&](float (&probability)[32]) {
+    const i32 first_query = tile * TILE;
+    accumulator_barrier(s);
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            float &x = s[4 * j + i];
-            x = exp2_approx(x * SCALE_LOG2 - ((i & 1) ? l.y : l.x));
-            if (first_query == first_key && first_query + column + (i & 1) < key + 8 * (i >> 1)) x = 0.f;
-          }
-        }
-        u32 p[4][4], ds[4][4];
-        pack_operand(p, s);
-        wgmma_wait<0>();
-        accumulator_barrier(dp);
+    for (int j = 0; j < 8; ++j) {
+      const i32 column = 8 * j + 2 * i32(lane % 4); // this thread's queries of the group: column, column + 1
+      const float2 l = *reinterpret_cast<const float2 *>(&shared.lse[ring.stage][column]);
 #pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          const float2 d = *reinterpret_cast<const float2 *>(&shared.delta[stage][8 * j + 2 * (lane % 4)]);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) dp[4 * j + i] = s[4 * j + i] * (dp[4 * j + i] - ((i & 1) ? d.y : d.x));
-        }
-        pack_operand(ds, dp);
-        wgmma_fence();
-        multiply_add_registers(dv_sum, p, descriptor_do);
-        multiply_add_registers(dk_sum, ds, descriptor_q);
-        wgmma_commit();
-        wgmma_wait<0>();
-        accumulator_barrier(dv_sum);
-        accumulator_barrier(dk_sum);
+      for (int i = 0; i < 4; ++i) {
+        float &x = probability[4 * j + i];
+        x = exp2_approx(s[4 * j + i] * SCALE_LOG2 - ((i & 1) ? l.y : l.x));
+        if (first_query <= first_key && first_query + column + (i & 1) < key + 8 * (i >> 1)) x = 0.f;
       }
-      __syncwarp();
-      if (lane == 0) mbarrier_arrive(&shared.empty[stage]);
-      ring.advance();
     }
-  }
+    pack_operand(p, probability);
+  };
+  const auto score_gradients = [&](float (&probability)[32]) {
+    accumulator_barrier(dp);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float2 d = *reinterpret_cast<const float2 *>(&shared.delta[ring.stage][8 * j + 2 * (lane % 4)]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) probability[4 * j + i] *= dp[4 * j + i] - ((i & 1) ? d.y : d.x);
+    }
+  };
+  const auto publish = [&](i32 step) {
+    store_operand(shared.ds[step & 1][half], ds, warp, lane);
+    fence_proxy_async_shared();
+    named_barrier_sync(BOTH_WARPGROUPS, 2 * 128);
+  };
 
-  stage_tile(shared.k[half], dk_sum, SCALE, warp, lane);
-  stage_tile(shared.v[half], dv_sum, 1.f, warp, lane);
+  mbarrier_wait(&shared.full[0], 0);
+  wgmma_fence();
+  multiply_transposed(s, operand_k, tile_descriptor(shared.q[0]));
+  wgmma_commit();
+  multiply_transposed(dp, descriptor_v, tile_descriptor(shared.dout[0]));
+  wgmma_commit();
+  wgmma_wait<0>();
+  {
+    float probability[32];
+    probabilities(probability);
+    score_gradients(probability);
+    pack_operand(ds, probability);
+  }
+  const i32 steps = group * (tiles - first_tile);
+  for (i32 step = 0; step + 1 < steps; ++step) { // finishes a step and starts the next
+    const u32 stage = ring.stage;
+    ring.advance();
+    if (++tile == tiles) tile = first_tile;
+    mbarrier_wait(&shared.full[ring.stage], ring.phase);
+    wgmma_fence();
+    multiply_add(dv_sum, p, tile_descriptor(shared.dout[stage]));
+    multiply_transposed(s, operand_k, tile_descriptor(shared.q[ring.stage]));
+    wgmma_commit();
+    publish(step);
+    wgmma_fence();
+    multiply_transposed(dp, descriptor_v, tile_descriptor(shared.dout[ring.stage]));
+    wgmma_commit();
+    multiply_add(dk_sum, ds, tile_descriptor(shared.q[stage]));
+    multiply_queries(dq_tile, tile_descriptor(shared.ds[step & 1][0]), descriptor_k);
+    wgmma_commit();
+
+    float probability[32];
+    wgmma_wait<2>();
+    probabilities(probability);
+    wgmma_wait<1>();
+    score_gradients(probability);
+    wgmma_wait<0>();
+    pack_operand(ds, probability);
+    hand_over();
+    if (lane == 0) mbarrier_arrive(&shared.empty[stage]);
+  }
+  wgmma_fence();
+  multiply_add(dv_sum, p, tile_descriptor(shared.dout[ring.stage]));
+  wgmma_commit();
+  publish(steps - 1);
+  wgmma_fence();
+  multiply_add(dk_sum, ds, tile_descriptor(shared.q[ring.stage]));
+  multiply_queries(dq_tile, tile_descriptor(shared.ds[(steps - 1) & 1][0]), descriptor_k);
+  wgmma_commit();
+  wgmma_wait<0>();
+  accumulator_barrier(dk_sum);
+  accumulator_barrier(dv_sum);
+  hand_over();
+
+  named_barrier_sync(BOTH_WARPGROUPS, 2 * 128);
+  multiply_scalar(dk_sum, SCALE);
+  pack_operand(ds, dk_sum);
+  pack_operand(p, dv_sum);
+  store_operand(shared.k[half], ds, warp, lane);
+  store_operand(shared.v[half], p, warp, lane);
   fence_proxy_async_shared();
-  named_barrier_sync(1 + half, 128);
+  named_barrier_sync(ONE_WARPGROUP + half, 128);
   if (thread == 0 && first_key < T) {
-    tma_store_3d(&dk, shared.k[half], kv * HEAD_DIM, first_key, b);
-    tma_store_3d(&dv, shared.v[half], kv * HEAD_DIM, first_key, b);
+    tma_store_3d(maps.dk, shared.k[half], kv * HEAD_DIM, first_key, b);
+    tma_store_3d(maps.dv, shared.v[half], kv * HEAD_DIM, first_key, b);
     bulk_commit();
     bulk_wait_read<0>();
   }
 }
 
+} // namespace birdie
+
+using namespace birdie;
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    attention_backward_dq_causal_d64(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k,
-                                     const __grid_constant__ TensorMap v, const __grid_constant__ TensorMap dout,
-                                     const __grid_constant__ TensorMap dq, const float *lse, const float *delta, i32 T,
-                                     i32 Tp, i32 group, i32 heads_per_cta) {
-  extern __shared__ u8 shared_bytes[];
-  QueriesShared &shared = *reinterpret_cast<QueriesShared *>((reinterpret_cast<u64>(shared_bytes) + 1023) & ~u64(1023));
-  const u32 warpgroup = warp_id() / 4;
-  // Half h of the CTA owns head first_head + h head_step, rows first_row + h row_step and the 63 after.
-  const i32 head_step = heads_per_cta - 1, row_step = (1 - head_step) * TILE;
-  const i32 first_row = i32(gridDim.x - 1 - blockIdx.x) * (TILE + row_step), first_head = i32(blockIdx.y) * heads_per_cta;
-  const i32 kv = first_head / group, b = i32(blockIdx.z), last_tile = min(first_row + row_step, T - 1) / TILE;
+    attention_backward_causal_d64(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k,
+                                  const __grid_constant__ TensorMap v, const __grid_constant__ TensorMap dout,
+                                  const __grid_constant__ TensorMap dk, const __grid_constant__ TensorMap dv, const float *lse,
+                                  const float *delta, bf16 *dq, i32 dq_stride, float *dq_sum, u32 *turns, i32 T, i32 Tp,
+                                  i32 group) {
+  attention_backward<true>({&q, &k, &v, &dout, &dk, &dv}, lse, delta, dq, dq_stride, dq_sum, turns, T, Tp, group);
+}
 
-  if (threadIdx.x == 0) {
-    mbarrier_init(&shared.full_q, 1);
-    for (int s = 0; s < STAGES; ++s) {
-      mbarrier_init(&shared.full[s], 1);
-      mbarrier_init(&shared.empty[s], 4 * HALVES);
-    }
-    fence_barrier_init();
-  }
-  __syncthreads();
-  RingPosition<STAGES> ring;
-
-  if (warpgroup == 0) { // ---- producer
-    registers_decrease<24>();
-    if (threadIdx.x == 0) {
-      mbarrier_arrive_expect(&shared.full_q, 2 * HALVES * TILE_BYTES);
-      for (int h = 0; h < HALVES; ++h) {
-        const i32 x = (first_head + h * head_step) * HEAD_DIM, y = first_row + h * row_step;
-        tma_load_3d(shared.q[h], &q, &shared.full_q, x, y, b);
-        tma_load_3d(shared.dout[h], &dout, &shared.full_q, x, y, b);
-      }
-      for (i32 tile = 0; tile <= last_tile; ++tile) {
-        const u32 s = ring.stage;
-        mbarrier_wait(&shared.empty[s], ring.phase ^ 1);
-        mbarrier_arrive_expect(&shared.full[s], 2 * TILE_BYTES);
-        tma_load_3d(shared.k[s], &k, &shared.full[s], kv * HEAD_DIM, tile * TILE, b);
-        tma_load_3d(shared.v[s], &v, &shared.full[s], kv * HEAD_DIM, tile * TILE, b);
-        ring.advance();
-      }
-    }
-    return;
-  }
-
-  // ---- consumers: 64 rows of one head each
-  registers_increase<240>();
-  const u32 half_index = warpgroup - 1, thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;
-  const i32 head = first_head + i32(half_index) * head_step, q0 = first_row + i32(half_index) * row_step;
-  const i32 row = q0 + i32(16 * warp + lane / 4);
-  const u64 statistics = (u64(b) * gridDim.y * heads_per_cta + head) * Tp + row;
-  // A half may lie behind the padded end.
-  const float l[2] = {q0 < Tp ? lse[statistics] : INFINITY, q0 < Tp ? lse[statistics + 8] : INFINITY};
-  const float d[2] = {q0 < Tp ? delta[statistics] : 0.f, q0 < Tp ? delta[statistics + 8] : 0.f};
-  const u64 descriptor_q = matrix_descriptor(shared_address(shared.q[half_index]), 16);
-  const u64 descriptor_do = matrix_descriptor(shared_address(shared.dout[half_index]), 16);
-  float dq_sum[32];
-  clear(dq_sum);
-
-  mbarrier_wait(&shared.full_q, 0);
-  for (i32 tile = 0; tile <= last_tile; ++tile) {
-    const u32 stage = ring.stage;
-    mbarrier_wait(&shared.full[stage], ring.phase);
-    if (tile <= q0 / TILE) { // else every key of the tile comes after all of our rows
-      const u64 descriptor_k = matrix_descriptor(shared_address(shared.k[stage]), 16);
-      const u64 descriptor_v = matrix_descriptor(shared_address(shared.v[stage]), 16);
-      float s[32], dp[32];
-      wgmma_fence();
-      multiply_shared(s, descriptor_q, descriptor_k);
-      wgmma_commit();
-      multiply_shared(dp, descriptor_do, descriptor_v);
-      wgmma_commit();
-
-      wgmma_wait<1>();
-      accumulator_barrier(s);
-#pragma unroll
-      for (int i = 0; i < 32; ++i) {
-        const int half = (i >> 1) & 1;
-        s[i] = exp2_approx(s[i] * SCALE_LOG2 - l[half]);
-        const i32 key = tile * TILE + 8 * (i >> 2) + 2 * i32(lane % 4) + (i & 1);
-        if (tile == q0 / TILE && key > row + 8 * half) s[i] = 0.f;
-      }
-      wgmma_wait<0>();
-      accumulator_barrier(dp);
-#pragma unroll
-      for (int i = 0; i < 32; ++i) dp[i] = s[i] * (dp[i] - d[(i >> 1) & 1]);
-      u32 ds[4][4];
-      pack_operand(ds, dp);
-      wgmma_fence();
-      multiply_add_registers(dq_sum, ds, descriptor_k);
-      wgmma_commit();
-      wgmma_wait<0>();
-      accumulator_barrier(dq_sum);
-    }
-    if (lane == 0) mbarrier_arrive(&shared.empty[stage]);
-    ring.advance();
-  }
-
-  stage_tile(shared.q[half_index], dq_sum, SCALE, warp, lane);
-  fence_proxy_async_shared();
-  named_barrier_sync(1 + half_index, 128);
-  if (thread == 0) {
-    tma_store_3d(&dq, shared.q[half_index], head * HEAD_DIM, q0, b);
-    bulk_commit();
-    bulk_wait_read<0>();
-  }
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    attention_backward_unordered_causal_d64(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k,
+                                            const __grid_constant__ TensorMap v, const __grid_constant__ TensorMap dout,
+                                            const __grid_constant__ TensorMap dk, const __grid_constant__ TensorMap dv,
+                                            const float *lse, const float *delta, bf16 *dq, i32 dq_stride, float *dq_sum,
+                                            u32 *turns, i32 T, i32 Tp, i32 group) {
+  attention_backward<false>({&q, &k, &v, &dout, &dk, &dv}, lse, delta, dq, dq_stride, dq_sum, turns, T, Tp, group);
 }

@@ -34,6 +34,22 @@ __device__ __forceinline__ void bulk_commit() { asm volatile("cp.async.bulk.comm
 template <int PENDING> __device__ __forceinline__ void bulk_wait_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
 }
+// Without `.read`: the writes are done and the calling thread sees them.
+template <int PENDING> __device__ __forceinline__ void bulk_wait() {
+  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+// ISA: "cp.async.bulk": plain bytes from shared to global memory; the rules of bulk_load and of tma_store_3d hold.
+__device__ __forceinline__ void bulk_store(void *destination, const void *source, u32 bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(destination), "r"(shared_address(source)),
+               "r"(bytes)
+               : "memory");
+}
+// ISA: "cp.reduce.async.bulk": adds f32s to global memory, each addition atomic.
+__device__ __forceinline__ void bulk_add_f32(float *destination, const void *source, u32 bytes) {
+  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(destination),
+               "r"(shared_address(source)), "r"(bytes)
+               : "memory");
+}
 // ISA: "prefetch.tensormap": brings the descriptor into its cache before the first copy asks for it.
 __device__ __forceinline__ void prefetch_tensor_map(const TensorMap *map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");

@@ -40,6 +40,16 @@ impl AttentionShape {
         self.sequences * self.heads() * self.padded_tokens()
     }
 
+    /// Elements of [`QuerySums::sums`](super::attention_backward::QuerySums).
+    pub fn query_sums(self) -> u64 {
+        self.statistics() * HEAD_DIM
+    }
+
+    /// Elements of [`QuerySums::turns`](super::attention_backward::QuerySums).
+    pub fn query_turns(self) -> u64 {
+        self.statistics() / 32
+    }
+
     /// Score elements that the mask leaves, over all heads.
     pub(super) fn scores(self) -> u64 {
         self.sequences * self.heads() * (self.tokens * (self.tokens + 1) / 2)

@@ -197,10 +197,8 @@ fn dynamic_shared(entry: &str) -> u32 {
         gemm::shared_bytes(entry)
     } else if entry.starts_with("attention_forward") {
         attention_forward::SHARED
-    } else if entry.starts_with("attention_backward_dkdv") {
-        attention_backward::SHARED_DKDV
-    } else if entry.starts_with("attention_backward_dq") {
-        attention_backward::SHARED_DQ
+    } else if entry.starts_with("attention_backward") {
+        attention_backward::SHARED
     } else {
         0
     }

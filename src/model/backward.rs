@@ -11,6 +11,7 @@ use super::device::Device;
 use super::forward::Input;
 use super::network::Network;
 use crate::arena::Tensor;
+use crate::kernels::attention_backward::{AttentionGradient, QuerySum, QuerySums};
 use crate::kernels::attention_output::{AttentionOutputGradients, attention_output_partials};
 use crate::kernels::embedding::{Segments, embedding_partials};
 use crate::kernels::flat_grid;
@@ -301,15 +302,20 @@ impl Network {
                 stream, partial, count, heads, 0, heads, out, 1.0, accumulate,
             )?;
         }
-        kernels.attention_backward(
-            stream,
+        let gradient = AttentionGradient {
             shape,
-            device.at(a.qkv_ready),
-            device.at(if direct { w.d_inner } else { w.dy }),
-            device.at(a.lse),
-            device.at(w.delta),
-            device.at(w.dqkv_ready),
-        )?;
+            qkv: device.at(a.qkv_ready),
+            dout: device.at(if direct { w.d_inner } else { w.dy }),
+            lse: device.at(a.lse),
+            delta: device.at(w.delta),
+            dqkv: device.at(w.dqkv_ready),
+            scratch: QuerySums {
+                sums: device.at(w.query_sums),
+                turns: device.at(w.query_turns),
+            },
+            order: QuerySum::Ordered,
+        };
+        kernels.attention_backward(stream, &gradient)?;
 
         let qkv = self.qkv(device, input, index, pass);
         let gradients = QkvGradients {

@@ -3,7 +3,7 @@
 //! Letters as in `cuda/README.md`: `N` tokens of a micro-step, `d` model width, `C` columns of q | k | v, `S` columns of the raw
 //! projection, `F` MLP width, `V` vocabulary.
 
-use super::config::{Before, Config, FakeQuantize};
+use super::config::{Before, Config, FakeQuantize, HEAD_DIM};
 use crate::arena::{Element, Plan, Region, Tensor};
 
 /// Sequences and their length: the shape of one forward.
@@ -147,6 +147,9 @@ pub struct Workspace {
     pub dqkv: Tensor,
     /// `[B, H, Tp]` f32
     pub delta: Tensor,
+    /// Sums of dQ `[B, H, Tp, 64]` f32, and how many have added `[B, H, Tp / 32]` u32. Zero between launches, so of nobody else.
+    pub query_sums: Tensor,
+    pub query_turns: Tensor,
     /// `[N, KV 64]`
     pub dv_extra: Tensor,
     pub dv_first: Tensor,
@@ -367,6 +370,16 @@ impl Workspace {
                 "attention delta",
                 Element::F32,
                 &[config.heads, sizes.backward_padded_tokens],
+            ),
+            query_sums: reserve(
+                "sums of d q",
+                Element::F32,
+                &[config.heads, sizes.train.padded_tokens(), HEAD_DIM],
+            ),
+            query_turns: reserve(
+                "turns at d q",
+                Element::I32,
+                &[config.heads, sizes.train.padded_tokens() / 32],
             ),
             dv_extra: reserve("dv of xsa", Element::Bf16, &[n, kv]),
             dv_first: reserve("dv of the first layer", Element::Bf16, &[n, kv]),

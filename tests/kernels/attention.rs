@@ -1,8 +1,9 @@
 //! `attention_forward` and `attention_backward`.
 
+use birdie::kernels::attention_backward::{AttentionGradient, QuerySum, QuerySums};
 use birdie::kernels::attention_forward::AttentionShape;
 
-use crate::device::Gpu;
+use crate::device::{Buffer, Gpu};
 use crate::numbers::{Random, assert_close, bf16, distance};
 
 const D: usize = 64;
@@ -139,41 +140,87 @@ fn forward_and_backward() {
             1e-4,
         );
 
-        let delta = gpu.f32(&want.delta);
-        let dqkv = gpu.poison(2 * rows * shape.columns());
+        for order in [QuerySum::Ordered, QuerySum::Unordered] {
+            let got = backward(&gpu, shape, &qkv_d, &dout_d, &lse, &want.delta, order);
+            assert_gradients(&format!("{shape:?} {order:?}"), shape, &got, &want.dqkv);
+        }
+    }
+}
+
+/// Two launches on the same scratch, which has to be left as it was found.
+fn backward(
+    gpu: &Gpu,
+    shape: AttentionShape,
+    qkv: &Buffer,
+    dout: &Buffer,
+    lse: &Buffer,
+    delta: &[f64],
+    order: QuerySum,
+) -> Vec<f64> {
+    let delta = gpu.f32(delta);
+    let turns = gpu.f32(&vec![0.0; shape.query_turns() as usize]);
+    let sums = match order {
+        QuerySum::Ordered => gpu.poison(4 * shape.query_sums()),
+        QuerySum::Unordered => gpu.f32(&vec![0.0; shape.query_sums() as usize]),
+    };
+    let results = [(); 2].map(|()| {
+        let dqkv = gpu.poison(2 * shape.sequences * shape.tokens * shape.columns());
+        let gradient = AttentionGradient {
+            shape,
+            qkv: qkv.ptr(),
+            dout: dout.ptr(),
+            lse: lse.ptr(),
+            delta: delta.ptr(),
+            dqkv: dqkv.ptr(),
+            scratch: QuerySums {
+                sums: sums.ptr(),
+                turns: turns.ptr(),
+            },
+            order,
+        };
         gpu.kernels
-            .attention_backward(
-                &gpu.stream,
-                shape,
-                qkv_d.ptr(),
-                dout_d.ptr(),
-                lse.ptr(),
-                delta.ptr(),
-                dqkv.ptr(),
-            )
+            .attention_backward(&gpu.stream, &gradient)
             .unwrap();
         gpu.wait();
-        let got = dqkv.read_bf16();
-        let (heads, kv) = (shape.heads() as usize, shape.kv_heads as usize);
-        for (name, range) in [
-            ("dq", 0..heads * D),
-            ("dk", heads * D..(heads + kv) * D),
-            ("dv", (heads + kv) * D..(heads + 2 * kv) * D),
-        ] {
-            let part = |x: &[f64]| -> Vec<f64> {
-                x.chunks_exact(shape.columns() as usize)
-                    .flat_map(|row| row[range.clone()].to_vec())
-                    .collect()
-            };
-            let (got, want) = (part(&got), part(&want.dqkv));
-            // A query that sees one key only has no gradient: compare with the scale of the inputs.
-            let error = distance(&got, &want);
-            assert!(
-                error < 0.01 || (tokens == 1 && name != "dv"),
-                "{name} {shape:?}: distance {error}"
-            );
-            assert_close(&format!("{name} {shape:?}"), &got, &want, 0.02, 0.06);
-        }
+        dqkv
+    });
+    assert!(
+        turns.bytes().iter().all(|&b| b == 0),
+        "{shape:?}: turns are left at zero"
+    );
+    match order {
+        QuerySum::Ordered => assert!(
+            results[0].bytes() == results[1].bytes(),
+            "{shape:?}: the same inputs, other bits"
+        ),
+        QuerySum::Unordered => assert!(
+            sums.bytes().iter().all(|&b| b == 0),
+            "{shape:?}: sums are left at zero"
+        ),
+    }
+    results[0].read_bf16()
+}
+
+fn assert_gradients(what: &str, shape: AttentionShape, got: &[f64], want: &[f64]) {
+    let (heads, kv) = (shape.heads() as usize, shape.kv_heads as usize);
+    for (name, range) in [
+        ("dq", 0..heads * D),
+        ("dk", heads * D..(heads + kv) * D),
+        ("dv", (heads + kv) * D..(heads + 2 * kv) * D),
+    ] {
+        let part = |x: &[f64]| -> Vec<f64> {
+            x.chunks_exact(shape.columns() as usize)
+                .flat_map(|row| row[range.clone()].to_vec())
+                .collect()
+        };
+        let (got, want) = (part(got), part(want));
+        // A query that sees one key only has no gradient: compare with the scale of the inputs.
+        let error = distance(&got, &want);
+        assert!(
+            error < 0.01 || (shape.tokens == 1 && name != "dv"),
+            "{name} {what}: distance {error}"
+        );
+        assert_close(&format!("{name} {what}"), &got, &want, 0.02, 0.06);
     }
 }
 
