@@ -13,22 +13,29 @@
 //
 // 3. Work. Grid (ceil(T / (128 / R)), H / R, B) with R heads per CTA, longest rows first. R = 2 where the group is even: 64 query
 //    rows of two heads that share K and V. R = 1 where it is odd: 128 query rows of one head. 384 threads: warpgroup 0 loads (one
-//    thread, 24 registers), warpgroups 1 and 2 each own 64 rows of one head (240 registers): scores 64 + output 32 + packed
-//    probabilities 32.
+//    thread, 24 registers), warpgroups 1 and 2 each own 64 rows of one head (240 registers): scores 64, output 32, packed
+//    probabilities 32. With `first` the rows before it are left out (scoring windows): the grid has tiles from first / (128 / R) on.
+//    NOTE: the tiles of one sequence and head are neighbours in the grid, so that its K and V stay in L2; all tiles, longest first,
+//    would have the K and V of 132 sequences there at once.
 //
-// 4. Pipeline, key blocks of 128, from the diagonal down to key 0 (so only the first one is masked):
-//      producer   |Q, K n|V n|K n-1|V n-1|wait empty|...
-//      half 0           |S=QK|softmax     |O+=PV|S=QK|softmax ...
-//      half 1             |S=QK (tensor core is shared) |softmax     |O+=PV| ...   the two halves fill each other's gaps
+// 4. Pipeline of a half, key blocks of 128 from the diagonal down to key 0 (so only the first one is masked):
+//      wait turn | issue S(n+1) = Q K, O += P(n) V | pass turn | wait S(n+1): maximum, exponentials | wait O: rescale, pack P(n+1)
+//    so the exponentials of n+1 run under the product of n and under both products of the other half. The turn (a named barrier per
+//    half) keeps the halves from computing exponentials at the same time.
+//    One exponential in four is a polynomial on the FMA pipe.
 //
-// 5. Floor (predicted), T = 2048, N = 98304, H = 8: 206 GFLOP, 258 us at 798 TFLOP/s; exponentials 217 us; memory 102 us.
-//    This version runs products and exponentials of a half in turn, so at best near their sum divided among the two halves.
+// 5. Floor (predicted), T = 2048, N = 98304, H = 8: 206 GFLOP, 258 us at 798 TFLOP/s; exponentials 217 us by ex2 alone; memory 102 us.
+//    Cycles per SM and half step (64 rows, 128 keys) by count: products 512; ex2 384 (512 without the polynomial); FMA pipe 224; other
+//    arithmetic (maxima, packing, exponent fields) 256; instructions issued 400; shared memory 384. So the products bound it, if
+//    what depends on one another is far enough apart: S(n+1) takes 256 of the 512 before the exponentials may start.
 //
 // 6. Fences and waits, and what breaks without them:
 //      full_q/full_k/full_v   products of bytes that have not landed
 //      empty                  K or V overwritten while a product reads it
-//      wgmma_wait<0> after S  softmax reads unfinished scores; after PV: the stage is released too early, O is rescaled too early
+//      wgmma_wait<1>          exponentials of unfinished scores; <0>: P packed over what a product reads, O rescaled too early, the
+//                             stage released too early
 //      wgmma_fence            O's rescaling and the packed P are not ordered before the product
+//      turn                   nothing breaks: it is there for speed
 //      fence_proxy_async + named barrier   the store engine reads stale or missing staging bytes
 //
 // 7. Limits: KV divides H; R divides H / KV; head dimension 64; T >= 1; Tp = 64 ceil(T / 64).
@@ -43,10 +50,11 @@
 
 namespace birdie {
 
-constexpr int HEAD_DIM = 64, BLOCK_Q = 64, BLOCK_KEYS = 128, STAGES = 2, HALVES = 2;
+constexpr int HEAD_DIM = 64, BLOCK_Q = 64, BLOCK_KEYS = 128, STAGES = 4, HALVES = 2;
 constexpr int THREADS = 128 * (1 + HALVES);
 constexpr u32 Q_BYTES = BLOCK_Q * HEAD_DIM * sizeof(bf16), KV_BYTES = BLOCK_KEYS * HEAD_DIM * sizeof(bf16);
 constexpr float SCALE_LOG2 = 0.125f * LOG2_E; // scores times this are exponents of 2
+enum NamedBarrier : u32 { TURN = 1, STAGED = 3 };  // + half
 
 static_assert(HEAD_DIM * sizeof(bf16) == 128, "a head is one 128-byte swizzled row");
 static_assert(BLOCK_KEYS == HALVES * BLOCK_Q, "the diagonals of both halves lie in one key block");
@@ -62,6 +70,7 @@ struct Softmax {
   float maximum[2], sum[2]; // raw score maximum; this thread's share of the sum of exponentials
 
   // Replaces scores by probabilities relative to the new maximum. Returns what the old output must be multiplied by.
+  // NOTE: every fourth group of columns takes the polynomial; the diagonal has infinities and takes ex2.
   template <bool FIRST> __device__ __forceinline__ void update(float (&s)[64], float (&rescale)[2]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -75,9 +84,11 @@ struct Softmax {
       float total = 0.f;
 #pragma unroll
       for (int i = 0; i < 64; i += 4) {
+        const bool polynomial = !FIRST && i % 16 == 12;
         float &a = s[i + 2 * half], &b = s[i + 2 * half + 1];
-        a = exp2_approx(a * SCALE_LOG2 - offset);
-        b = exp2_approx(b * SCALE_LOG2 - offset);
+        a = a * SCALE_LOG2 - offset, b = b * SCALE_LOG2 - offset;
+        a = polynomial ? exp2_polynomial(a) : exp2_approx(a);
+        b = polynomial ? exp2_polynomial(b) : exp2_approx(b);
         total += a + b;
       }
       sum[half] = FIRST ? total : sum[half] * rescale[half] + total;
@@ -100,13 +111,13 @@ using namespace birdie;
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     attention_forward_causal_d64(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k,
                                  const __grid_constant__ TensorMap v, const __grid_constant__ TensorMap out, float *lse,
-                                 i32 T, i32 Tp, i32 group, i32 heads_per_cta) {
+                                 i32 T, i32 Tp, i32 group, i32 heads_per_cta, i32 first) {
   extern __shared__ u8 shared_bytes[];
   ForwardShared &shared = *reinterpret_cast<ForwardShared *>((reinterpret_cast<u64>(shared_bytes) + 1023) & ~u64(1023));
   const u32 warpgroup = warp_id() / 4;
   // Half h of the CTA owns head first_head + h head_step, rows first_row + h row_step and the 63 after.
   const i32 head_step = heads_per_cta - 1, row_step = (1 - head_step) * BLOCK_Q;
-  const i32 first_row = i32(gridDim.x - 1 - blockIdx.x) * (BLOCK_Q + row_step), first_head = i32(blockIdx.y) * heads_per_cta;
+  const i32 rows = BLOCK_Q + row_step, first_row = (first / rows + i32(gridDim.x - 1 - blockIdx.x)) * rows, first_head = i32(blockIdx.y) * heads_per_cta;
   const i32 kv = first_head / group, b = i32(blockIdx.z), last_block = first_row / BLOCK_KEYS;
 
   if (threadIdx.x == 0) {
@@ -146,51 +157,72 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   const i32 head = first_head + i32(half_index) * head_step, q0 = first_row + i32(half_index) * row_step;
   const i32 row = q0 + i32(16 * warp + lane / 4);
   const u64 dq = matrix_descriptor(shared_address(shared.q[half_index]), 16);
+  const auto descriptor = [&](const u8 *tile) { return matrix_descriptor(shared_address(tile), 16); };
   Softmax softmax;
-  float o[32];
+  float o[32], rescale[2];
+  u32 p[BLOCK_KEYS / 16][4]; // the A operand of P V: the scores' accumulator layout, packed
 
-  // One key block: scores, probabilities, output. FIRST is the diagonal block.
-  const auto key_block = [&](auto first, i32 block) {
-    constexpr bool FIRST = decltype(first)::value;
-    const u32 stage = ring.stage;
-    float s[64];
-    mbarrier_wait(&shared.full_k[stage], ring.phase);
-    const u64 dk = matrix_descriptor(shared_address(shared.k[stage]), 16);
-    wgmma_fence();
+  const auto issue_scores = [&](float (&s)[64], const u8 *k_tile) {
+    const u64 dk = descriptor(k_tile);
 #pragma unroll
     for (int step = 0; step < HEAD_DIM / 16; ++step)
       wgmma_n128<Major::K, Major::K>(s, dq + step * K_STEP<Major::K>, dk + step * K_STEP<Major::K>, step != 0);
     wgmma_commit();
-    wgmma_wait<0>();
-    accumulator_barrier(s);
-
-    if constexpr (FIRST) mask_diagonal(s, block * BLOCK_KEYS, row, lane);
-    float rescale[2];
-    softmax.update<FIRST>(s, rescale);
-    if constexpr (!FIRST) {
+  };
+  const auto issue_output = [&](const u8 *v_tile) {
+    const u64 dv = descriptor(v_tile);
 #pragma unroll
-      for (int i = 0; i < 32; ++i) o[i] *= rescale[(i >> 1) & 1];
-    }
-    u32 p[BLOCK_KEYS / 16][4]; // the A operand of P V: the scores' accumulator layout, packed
+    for (int step = 0; step < BLOCK_KEYS / 16; ++step) wgmma_n64<Major::MN>(o, p[step], dv + step * K_STEP<Major::MN>, true);
+    wgmma_commit();
+  };
+  const auto pack = [&](const float (&s)[64]) {
 #pragma unroll
     for (int i = 0; i < 32; ++i) p[i / 4][i % 4] = pack_bf16(s[2 * i], s[2 * i + 1]);
+  };
 
-    mbarrier_wait(&shared.full_v[stage], ring.phase);
-    const u64 dv = matrix_descriptor(shared_address(shared.v[stage]), 16);
-    wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < BLOCK_KEYS / 16; ++step)
-      wgmma_n64<Major::MN>(o, p[step], dv + step * K_STEP<Major::MN>, !FIRST || step != 0);
-    wgmma_commit();
+  for (int i = 0; i < 32; ++i) o[i] = 0.f;
+  mbarrier_wait(&shared.full_q, 0);
+  mbarrier_wait(&shared.full_k[0], 0);
+  { // the diagonal
+    float s[64];
+    wgmma_fence();
+    issue_scores(s, shared.k[0]);
+    wgmma_wait<0>();
+    accumulator_barrier(s);
+    mask_diagonal(s, last_block * BLOCK_KEYS, row, lane);
+    softmax.update<true>(s, rescale);
+    pack(s);
+  }
+  if (half_index == 1 && last_block > 0) named_barrier_arrive(TURN + 0, HALVES * 128);
+  for (i32 block = last_block; block > 0; --block) { // the scores of the next block, the output of this one
+    const u32 stage = ring.stage, phase = ring.phase;
+    ring.advance();
+    float s[64];
+    mbarrier_wait(&shared.full_k[ring.stage], ring.phase);
+    mbarrier_wait(&shared.full_v[stage], phase);
+    named_barrier_sync(TURN + half_index, HALVES * 128);
+    wgmma_fence();
+    issue_scores(s, shared.k[ring.stage]);
+    issue_output(shared.v[stage]);
+    // The half that comes second has nobody left to pass its last turn to.
+    if (half_index == 0 || block > 1) named_barrier_arrive(TURN + 1 - half_index, HALVES * 128);
+
+    wgmma_wait<1>();
+    accumulator_barrier(s);
+    softmax.update<false>(s, rescale);
     wgmma_wait<0>();
     accumulator_barrier(o);
     if (lane == 0) mbarrier_arrive(&shared.empty[stage]);
-    ring.advance();
-  };
-
-  mbarrier_wait(&shared.full_q, 0);
-  key_block(Constant<true>{}, last_block);
-  for (i32 block = last_block - 1; block >= 0; --block) key_block(Constant<false>{}, block);
+#pragma unroll
+    for (int i = 0; i < 32; ++i) o[i] *= rescale[(i >> 1) & 1];
+    pack(s);
+  }
+  mbarrier_wait(&shared.full_v[ring.stage], ring.phase);
+  wgmma_fence();
+  issue_output(shared.v[ring.stage]);
+  wgmma_wait<0>();
+  accumulator_barrier(o);
 
   // Output: normalise, stage in the tile that held this half's Q, store.
   float inverse[2];
@@ -213,7 +245,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 pack_bf16(x[4] * inverse[0], x[5] * inverse[0]), pack_bf16(x[6] * inverse[1], x[7] * inverse[1]));
   }
   fence_proxy_async_shared();
-  named_barrier_sync(1 + half_index, 128);
+  named_barrier_sync(STAGED + half_index, 128);
   if (thread == 0) {
     tma_store_3d(&out, shared.q[half_index], head * HEAD_DIM, q0, b);
     bulk_commit();

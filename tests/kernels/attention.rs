@@ -266,3 +266,36 @@ fn large_scores_do_not_overflow() {
     let rounded: Vec<f64> = want.out.iter().map(|&x| bf16(x)).collect();
     assert!(distance(&out.read_bf16(), &rounded) < 0.01);
 }
+
+#[test]
+fn rows_of_a_window() {
+    let gpu = Gpu::new();
+    for (shape, first) in [(shape(2, 300, 1, 2), 200), (shape(1, 400, 1, 3), 300)] {
+        let rows = (shape.sequences * shape.tokens) as usize;
+        let width = shape.heads() as usize * D;
+        let qkv = Random::new(9).bf16(rows as u64 * shape.columns(), 1.5);
+        let want = reference(shape, &qkv, &vec![0.0; rows * width]);
+        let (qkv, out, lse) = (
+            gpu.bf16(&qkv),
+            gpu.poison((2 * rows * width) as u64),
+            gpu.poison(4 * shape.statistics()),
+        );
+        gpu.kernels
+            .attention_forward_from(&gpu.stream, shape, first, qkv.ptr(), out.ptr(), lse.ptr())
+            .unwrap();
+        gpu.wait();
+        let got = out.read_bf16();
+        for b in 0..shape.sequences as usize {
+            let start = b * shape.tokens as usize;
+            let scored = (start + first as usize) * width..(start + shape.tokens as usize) * width;
+            let what = format!("{shape:?} from {first}");
+            assert_close(&what, &got[scored.clone()], &want.out[scored], 0.01, 0.02);
+            // Whole tiles before the window are left alone.
+            assert!(
+                got[start * width..(start + 128) * width]
+                    .iter()
+                    .all(|x| x.is_nan())
+            );
+        }
+    }
+}

@@ -170,6 +170,7 @@ fn attention_parameters(device: &Device, kernel: Attention) -> Vec<u8> {
     bytes.extend(2i32.to_le_bytes()); // group
     if kernel == Attention::Forward {
         bytes.extend(2i32.to_le_bytes()); // heads per CTA
+        bytes.extend(0i32.to_le_bytes()); // first row
     }
     bytes
 }
@@ -298,7 +299,7 @@ fn attention_forward() {
         file: "attention_forward",
         entry: "attention_forward_causal_d64",
         grid: TOKENS.div_ceil(64) as u32,
-        shared: 83_968,
+        shared: 149_504,
         parameters: |device| attention_parameters(device, Attention::Forward),
         unfound: &[INIT, LAST_STORE, FENCE],
     });
