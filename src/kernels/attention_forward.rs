@@ -75,41 +75,6 @@ impl AttentionShape {
         if self.group.is_multiple_of(2) { 2 } else { 1 }
     }
 
-    /// Elements of [`QuerySums::sums`](super::attention_backward::QuerySums).
-    pub fn query_sums(self) -> u64 {
-        self.statistics() * HEAD_DIM
-    }
-
-    /// Elements of [`QuerySums::turns`](super::attention_backward::QuerySums).
-    pub fn query_turns(self) -> u64 {
-        self.statistics() / 32
-    }
-
-    /// Score elements that the mask leaves, over all heads.
-    pub(super) fn scores(self) -> u64 {
-        self.sequences * self.heads() * (self.tokens * (self.tokens + 1) / 2)
-    }
-
-    pub(super) fn check(self, checks: Checks) -> Result<[i32; 2]> {
-        checks.limit(
-            self.tokens > 0
-                && self.heads() > 0
-                && self.sequences > 0
-                && self.sequences < 65536
-                && self.heads() < 65536,
-            || format!("{self:?} is empty or too large"),
-        )?;
-        Ok([
-            checks.int("T", self.tokens)?,
-            checks.int("Tp", self.padded_tokens())?,
-        ])
-    }
-
-    /// Query heads that share a CTA: two of a group where it is even, else one with twice the rows.
-    pub(super) fn heads_per_cta(self) -> u64 {
-        if self.group.is_multiple_of(2) { 2 } else { 1 }
-    }
-
     /// Grid of the kernels that own query rows.
     pub(super) fn query_grid(self) -> [u32; 3] {
         let heads = self.heads_per_cta();

@@ -11,6 +11,7 @@
 
 pub mod adam;
 pub mod attention_backward;
+pub mod attention_decode;
 pub mod attention_forward;
 pub mod attention_output;
 pub mod embedding;
@@ -91,6 +92,7 @@ impl AddAssign for Work {
 pub const FILES: [&str; 12] = [
     "adam",
     "attention_backward",
+    "attention_decode",
     "attention_forward",
     "attention_output",
     "embedding",

@@ -1,6 +1,7 @@
 //! `attention_forward` and `attention_backward`.
 
 use birdie::kernels::attention_backward::{AttentionGradient, QuerySum, QuerySums};
+use birdie::kernels::attention_decode::{AttentionDecode, decode_scratch};
 use birdie::kernels::attention_forward::AttentionShape;
 
 use crate::device::{Buffer, Gpu};
@@ -297,5 +298,63 @@ fn rows_of_a_window() {
                     .all(|x| x.is_nan())
             );
         }
+    }
+}
+
+#[test]
+fn decoding_one_token() {
+    let gpu = Gpu::new();
+    // A cache longer than any context; contexts of one key, of less than a part, odd ones, the whole cache.
+    for (shape, lengths) in [
+        (shape(1, 1, 1, 1), vec![1]),
+        (shape(3, 200, 2, 2), vec![1, 63, 200]),
+        (shape(2, 700, 1, 3), vec![129, 501]),
+        (shape(1, 1024, 1, 8), vec![1024]),
+    ] {
+        let (sequences, tokens) = (shape.sequences as usize, shape.tokens as usize);
+        let (columns, width) = (shape.columns() as usize, shape.heads() as usize * D);
+        let kv_width = shape.kv_heads as usize * D;
+        let qkv = Random::new(10).bf16((sequences * tokens * columns) as u64, 1.5);
+        let want = reference(shape, &qkv, &vec![0.0; sequences * tokens * width]);
+        let last = |row: &[f64], pitch: usize, columns: usize| -> Vec<f64> {
+            let of =
+                |(b, &n): (usize, &i32)| &row[(b * tokens + n as usize - 1) * pitch..][..columns];
+            lengths
+                .iter()
+                .enumerate()
+                .flat_map(|x| of(x).to_vec())
+                .collect()
+        };
+        // What lies behind a context is not looked at.
+        let mut cache = qkv.clone();
+        for (b, &n) in lengths.iter().enumerate() {
+            cache[(b * tokens + n as usize) * columns..(b + 1) * tokens * columns].fill(f64::NAN);
+        }
+        let (q, cache) = (gpu.bf16(&last(&qkv, columns, width)), gpu.bf16(&cache));
+        let bits: Vec<u16> = lengths
+            .iter()
+            .flat_map(|&n| [n as u16, (n >> 16) as u16])
+            .collect();
+        let (lengths_d, scratch, out) = (
+            gpu.u16(&bits),
+            gpu.poison(4 * decode_scratch(shape)),
+            gpu.poison((2 * sequences * width) as u64),
+        );
+        let decode = AttentionDecode {
+            shape,
+            q: q.ptr(),
+            q_stride: width as u64,
+            k: cache.ptr().offset(2 * width as u64),
+            v: cache.ptr().offset(2 * (width + kv_width) as u64),
+            kv_stride: columns as u64,
+            kv_sequence: (tokens * columns) as u64,
+            lengths: lengths_d.ptr(),
+            scratch: scratch.ptr(),
+            out: out.ptr(),
+        };
+        gpu.kernels.attention_decode(&gpu.stream, &decode).unwrap();
+        gpu.wait();
+        let want = last(&want.out, width, width);
+        assert_close(&format!("{shape:?}"), &out.read_bf16(), &want, 0.006, 0.006);
     }
 }
