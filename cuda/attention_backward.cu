@@ -36,9 +36,16 @@
 //    NOTE: nothing is under way at the loop's back edge: ptxas loses count there and would wait for each product.
 //
 // 5. Floor (predicted), T = 2048, N = 98304, H = 8: 515 GFLOP, 646 us at 798 TFLOP/s; exponentials 217 us.
-//    Cycles per SM and step (128 keys, 64 queries) by count: products 1280; exponentials 512; shared memory 1664: S, dV, dK 3 x 128
-//    (B operand only), dP 256, dQ 384, dS 128, staging of dQ 128 + 128, tiles arriving 128, lse and delta 128. Predicted bound:
-//    shared memory, 1.3 times the products. Added to L2 per step: 16 KB, 9.8 bytes per cycle and SM.
+//    Cycles per SM and step (128 keys, 64 queries), products and shared memory (wavefronts, no conflicts) by the emulator's counters at
+//    T = 1024, instructions from the loop that ptxas 13.0 makes:
+//                                      products | ex2 | instructions | shared memory
+//      this                                1280 | 512 |          844 |          1846
+//      two kernels of 4 and 3 products     1692 | 967 |         1296 |          1924
+//    Shared memory: S, dV, dK 3 x 128 (their B operand), dP 256, dQ 384, dS 128, staging of dQ 128 written and 128 read, tiles arriving
+//    160, lse and delta 256. Predicted bound: shared memory, 1.44 times the products; V in registers (-128) and whole tiles of dQ by
+//    turns (-128) would need 240 registers, which leaves 24 for the warps that round dQ. Added to L2: 16 KB a step, 8.9 bytes a cycle.
+//    FlashAttention-3 (commit 0251105a, head 64, causal, grouped, 128 x 128, nvcc 13.0.88) does the same five products with 24 bytes
+//    spilled, a pass before to clear dQ and one after to round it; 673 instructions for 8192 scores.
 //
 // 6. Fences and waits, and what breaks without them:
 //      full/empty             products of missing bytes; a stage overwritten under a product
@@ -152,7 +159,8 @@ template <bool ORDERED>
 __device__ __forceinline__ void attention_backward(const BackwardMaps &maps, const float *lse, const float *delta, bf16 *dq,
                                                    i32 dq_stride, float *dq_sum, u32 *turns, i32 T, i32 Tp, i32 group) {
   extern __shared__ u8 shared_bytes[];
-  BackwardShared &shared = *reinterpret_cast<BackwardShared *>((reinterpret_cast<u64>(shared_bytes) + 1023) & ~u64(1023));
+  // NOTE: an offset and not a rounded address: the compiler still sees shared memory, and loads and stores need not find out.
+  BackwardShared &shared = *reinterpret_cast<BackwardShared *>(shared_bytes + ((0u - shared_address(shared_bytes)) & 1023u));
   const u32 warpgroup = warp_id() / 4, lane = threadIdx.x % 32;
   const i32 block = i32(gridDim.x - 1 - blockIdx.x), kv = i32(blockIdx.y), b = i32(blockIdx.z);
   const i32 block_key = block * HALVES * TILE, first_tile = HALVES * block, tiles = Tp / TILE;
@@ -285,7 +293,13 @@ __device__ __forceinline__ void attention_backward(const BackwardMaps &maps, con
       for (int i = 0; i < 4; ++i) {
         float &x = probability[4 * j + i];
         x = exp2_approx(s[4 * j + i] * SCALE_LOG2 - ((i & 1) ? l.y : l.x));
-        if (first_query <= first_key && first_query + column + (i & 1) < key + 8 * (i >> 1)) x = 0.f;
+      }
+    }
+    if (first_query <= first_key) { // the diagonal, or before it
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        const i32 query = first_query + 8 * (i >> 2) + 2 * i32(lane % 4) + (i & 1);
+        if (query < key + 8 * ((i >> 1) & 1)) probability[i] = 0.f;
       }
     }
     pack_operand(p, probability);

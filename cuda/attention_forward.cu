@@ -22,12 +22,17 @@
 //      wait turn | issue S(n+1) = Q K, O += P(n) V | pass turn | wait S(n+1): maximum, exponentials | wait O: rescale, pack P(n+1)
 //    so the exponentials of n+1 run under the product of n and under both products of the other half. The turn (a named barrier per
 //    half) keeps the halves from computing exponentials at the same time.
-//    One exponential in four is a polynomial on the FMA pipe.
+//    One exponential in eight is a polynomial on the FMA pipe (5).
 //
 // 5. Floor (predicted), T = 2048, N = 98304, H = 8: 206 GFLOP, 258 us at 798 TFLOP/s; exponentials 217 us by ex2 alone; memory 102 us.
-//    Cycles per SM and half step (64 rows, 128 keys) by count: products 512; ex2 384 (512 without the polynomial); FMA pipe 224; other
-//    arithmetic (maxima, packing, exponent fields) 256; instructions issued 400; shared memory 384. So the products bound it, if
-//    what depends on one another is far enough apart: S(n+1) takes 256 of the 512 before the exponentials may start.
+//    Cycles per SM and half step (64 rows, 128 keys), products by the emulator's counters, the rest from the loop that ptxas 13.0 makes:
+//                     products | ex2 | instructions | FMA pipe | maxima, packing, exponent fields | shared memory
+//      this                512 | 464 |          469 |      216 |                              248 |           491
+//      without polynomial  512 | 528 |          412 |      168 |                              200 |           491
+//      one in four         512 | 400 |          525 |      264 |                              296 |           491
+//    (ex2 16 results, FMA 128, others 64 lanes a cycle; shared memory in wavefronts.) One in eight is the share with nothing above the
+//    products. FlashAttention-3 (commit 0251105a, head 64, causal, 192 x 128, nvcc 13.0.88), its loop: 512 | 528 | 427 | 166 | 200.
+//    Predicted bound: the products.
 //
 // 6. Fences and waits, and what breaks without them:
 //      full_q/full_k/full_v   products of bytes that have not landed
@@ -70,7 +75,7 @@ struct Softmax {
   float maximum[2], sum[2]; // raw score maximum; this thread's share of the sum of exponentials
 
   // Replaces scores by probabilities relative to the new maximum. Returns what the old output must be multiplied by.
-  // NOTE: every fourth group of columns takes the polynomial; the diagonal has infinities and takes ex2.
+  // NOTE: every eighth group of columns takes the polynomial; the diagonal has infinities and takes ex2.
   template <bool FIRST> __device__ __forceinline__ void update(float (&s)[64], float (&rescale)[2]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -84,7 +89,7 @@ struct Softmax {
       float total = 0.f;
 #pragma unroll
       for (int i = 0; i < 64; i += 4) {
-        const bool polynomial = !FIRST && i % 16 == 12;
+        const bool polynomial = !FIRST && i % 32 == 28;
         float &a = s[i + 2 * half], &b = s[i + 2 * half + 1];
         a = a * SCALE_LOG2 - offset, b = b * SCALE_LOG2 - offset;
         a = polynomial ? exp2_polynomial(a) : exp2_approx(a);
@@ -113,7 +118,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                                  const __grid_constant__ TensorMap v, const __grid_constant__ TensorMap out, float *lse,
                                  i32 T, i32 Tp, i32 group, i32 heads_per_cta, i32 first) {
   extern __shared__ u8 shared_bytes[];
-  ForwardShared &shared = *reinterpret_cast<ForwardShared *>((reinterpret_cast<u64>(shared_bytes) + 1023) & ~u64(1023));
+  // NOTE: an offset and not a rounded address: the compiler still sees shared memory, and loads and stores need not find out.
+  ForwardShared &shared = *reinterpret_cast<ForwardShared *>(shared_bytes + ((0u - shared_address(shared_bytes)) & 1023u));
   const u32 warpgroup = warp_id() / 4;
   // Half h of the CTA owns head first_head + h head_step, rows first_row + h row_step and the 63 after.
   const i32 head_step = heads_per_cta - 1, row_step = (1 - head_step) * BLOCK_Q;

@@ -75,16 +75,6 @@ impl AttentionShape {
         if self.group.is_multiple_of(2) { 2 } else { 1 }
     }
 
-    /// Grid of the kernels that own query rows.
-    pub(super) fn query_grid(self) -> [u32; 3] {
-        let heads = self.heads_per_cta();
-        [
-            self.tokens.div_ceil(128 / heads) as u32,
-            (self.heads() / heads) as u32,
-            self.sequences as u32,
-        ]
-    }
-
     /// `columns` columns of a `[B, T, pitch]` tensor from column `start` on.
     pub(super) fn part(self, tensor: DevPtr, pitch: u64, start: u64, columns: u64) -> Matrix {
         Matrix {
