@@ -89,7 +89,7 @@ impl AddAssign for Work {
 }
 
 /// The kernel files, in the order in which they are loaded.
-pub const FILES: [&str; 12] = [
+pub const FILES: [&str; 13] = [
     "adam",
     "attention_backward",
     "attention_decode",
