@@ -123,5 +123,12 @@ fn tma(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, tma);
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(std::time::Duration::from_millis(300))
+        .measurement_time(std::time::Duration::from_secs(1));
+    targets = tma
+}
 criterion_main!(benches);

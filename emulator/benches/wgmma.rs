@@ -165,5 +165,12 @@ fn launched(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, wgmma, launched);
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(std::time::Duration::from_millis(300))
+        .measurement_time(std::time::Duration::from_secs(1));
+    targets = wgmma, launched
+}
 criterion_main!(benches);

@@ -401,8 +401,8 @@ fn what_does_not_exist_is_refused_at_load() {
             "mma.sync",
         ),
         (
-            "mma.sync.aligned.m8n8k4.row.col.f32.f16.f16.f32 {%f0,%f1,%f2,%f3,%f4,%f5,%f6,%f7},{%r0,%r1},{%r2,%r3},{%f0,%f1,%f2,%f3,%f4,%f5,%f6,%f7};",
-            "combination",
+            "mma.sync.aligned.m8n8k4.row.col.f32.f16.f16.f32 {%f0,%f1,%f2,%f3,%f4,%f5,%f6,%f7},{%r0},{%r2,%r3},{%f0,%f1,%f2,%f3,%f4,%f5,%f6,%f7};",
+            "2 registers for A",
         ),
         (
             "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r0,%r1},[%r4];",

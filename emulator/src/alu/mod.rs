@@ -16,6 +16,7 @@
 //! | `compare.rs` | setp, set, selp, slct, testp, logic on predicates |
 //! | `convert.rs` | cvt |
 //! | `mov.rs` | mov |
+//! | `video.rs` | vadd, vmad, vset, …, and their SIMD forms |
 //!
 //! **To add an instruction**, write its function of one lane with `lane!`, name the forms it has in the file's `lower`, and
 //! give it a row in `tests.rs`, which runs PTX text through parser, lowering and every vector level.
@@ -34,6 +35,7 @@ mod mufu;
 mod rounding;
 #[cfg(test)]
 mod tests;
+mod video;
 
 use crate::program::lower::{LowerCx, Result, parse_type};
 use crate::ptx::ast::{Instr, Ty};
@@ -53,7 +55,8 @@ pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
             || integer::lower(cx, i)?
             || float::lower(cx, i)?
             || mufu::lower(cx, i)?
-            || convert::lower(cx, i)?),
+            || convert::lower(cx, i)?
+            || video::lower(cx, i)?),
     }
 }
 

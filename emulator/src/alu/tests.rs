@@ -193,6 +193,7 @@ fn check(
     want: impl Fn(usize) -> Vec<u128>,
 ) {
     let module = module(code, spec);
+    census::checked(&module);
     for level in LEVELS.into_iter().filter(|&l| l <= detected()) {
         let cx = with_level(level, || lower(&module)).unwrap_or_else(|e| panic!("{code}: {e}"));
         for mask in MASKS {
@@ -380,3 +381,4 @@ mod comparisons;
 mod conversions;
 mod floats;
 mod integers;
+mod video;

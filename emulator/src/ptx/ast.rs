@@ -270,6 +270,11 @@ pub enum Operand {
     Reg(RegId),
     /// `p|q`: two destinations (setp, shfl, elect, match).
     RegPair(Box<Operand>, Box<Operand>),
+    /// `a.b1`, `a.h10`: bytes or half-words of a register (video instructions).
+    Part(RegId, Box<str>),
+    /// `-a`, `-a.b1` (vmad).
+    Negated(RegId),
+    NegatedPart(RegId, Box<str>),
     /// `!p` as a source.
     NotReg(RegId),
     /// Constant expressions are folded, `WARP_SZ` is 32. Unsigned values above i64::MAX keep their bits.

@@ -73,6 +73,10 @@ impl<'a> Body<'a> {
             .find_map(|scope| scope.names.get(name))
     }
 
+    pub fn is_register(&self, name: &str) -> bool {
+        matches!(self.look_up(name), Some(Entity::Register(_)))
+    }
+
     pub fn new_register(&mut self, name: String, ty: Ty) -> RegId {
         let id = RegId(self.function.registers.len() as u32);
         self.function.registers.push(Register { name, ty });

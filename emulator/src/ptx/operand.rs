@@ -137,6 +137,16 @@ impl<'a> Parser<'_, 'a> {
                     _ => self.error_at(token, "expected a predicate after `!`"),
                 }
             }
+            Tok::Punct(b'-') if matches!(self.peek_at(1), Tok::Name(name) if body.is_register(name)) =>
+            {
+                self.bump();
+                let token = self.token();
+                match self.named(body)? {
+                    Operand::Reg(id) => Ok(Operand::Negated(id)),
+                    Operand::Part(id, part) => Ok(Operand::NegatedPart(id, part)),
+                    _ => self.error_at(token, "expected a register after `-`"),
+                }
+            }
             Tok::Name(name) if name != "WARP_SZ" || body.look_up(name).is_some() => {
                 let base = self.named(body)?;
                 match base {
@@ -156,7 +166,13 @@ impl<'a> Parser<'_, 'a> {
         let token = self.token();
         let name = self.name("an operand")?;
         Ok(match body.look_up(name) {
-            Some(&Entity::Register(id)) => Operand::Reg(id),
+            Some(&Entity::Register(id)) => match self.peek() {
+                Tok::Dot(part) if part.starts_with(['b', 'h']) => {
+                    self.bump();
+                    Operand::Part(id, part.into())
+                }
+                _ => Operand::Reg(id),
+            },
             Some(&Entity::Vector(first, width)) => return self.vector_register(name, first, width),
             Some(Entity::Variable(unique)) => Operand::Symbol(unique.clone()),
             None if name == "_" => Operand::Sink,

@@ -22,8 +22,7 @@
 //! Arithmetic: f32 accumulation in order of k (products of the narrow types are exact); f16 results are rounded once at
 //! the end; f64 uses fused multiply-adds in order of k.
 //!
-//! `.rn` may be written for f64; the other roundings are not implemented. Nor are m8n8k4 with
-//! f16 (a form of sm_70) and mma.sp.
+//! `.rn` may be written for f64; the other roundings and mma.sp are not implemented. m8n8k4 of f16 is in [`super::quad`].
 
 use super::converged;
 use super::exact::{self, Rule, Term};

@@ -17,11 +17,13 @@ mod matrix;
 mod mma;
 mod operands;
 pub mod panel;
+mod quad;
 pub(crate) mod queue;
 pub mod registers;
 #[cfg(test)]
 mod tests;
 pub mod wgmma;
+mod wmma;
 
 use crate::check::FindingKind;
 use crate::device::Fault;
@@ -32,7 +34,11 @@ pub use queue::WarpgroupState;
 
 /// Lowers the instructions of this family; `Ok(false)` for all others.
 pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
-    Ok(wgmma::lower(cx, i)? || matrix::lower(cx, i)? || mma::lower(cx, i)?)
+    Ok(wgmma::lower(cx, i)?
+        || matrix::lower(cx, i)?
+        || quad::lower(cx, i)?
+        || mma::lower(cx, i)?
+        || wmma::lower(cx, i)?)
 }
 
 /// For `.sync.aligned` instructions: `Ok(true)` if all live lanes of the warp execute, `Ok(false)` if the guard excludes

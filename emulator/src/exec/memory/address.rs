@@ -150,6 +150,27 @@ pub unsafe fn resolve<const S: u8>(
     }
 }
 
+/// The same for addresses that are given, naturally aligned.
+///
+/// # Safety
+/// As for every handler.
+pub unsafe fn resolve_at(
+    cx: &mut Cx,
+    space: u8,
+    a: &[u64; LANES],
+    bytes: u64,
+) -> Result<Plan, Flow> {
+    // SAFETY: passed on.
+    unsafe {
+        match space {
+            GLOBAL => global(cx, a, bytes, bytes),
+            SHARED => shared(cx, a, bytes, bytes),
+            LOCAL => local(cx, a, bytes, bytes),
+            _ => generic(cx, a, bytes, bytes),
+        }
+    }
+}
+
 #[inline(always)]
 unsafe fn global(cx: &mut Cx, a: &[u64; LANES], bytes: u64, align: u64) -> Result<Plan, Flow> {
     let aligned = a[0] & (align - 1) == 0;

@@ -24,7 +24,8 @@ use crate::program::lower::{Address, LowerCx, Result, bits, parse_type};
 use crate::program::{Class, Op};
 use crate::ptx::ast::{Instr, Operand, Space, Ty};
 use access::{ORDERED, STRONG, VECTOR_SHIFT};
-use address::{ABSOLUTE, GENERIC, GLOBAL, LOCAL, NARROW, PARAM, SHARED, WIDE};
+use address::{ABSOLUTE, LOCAL, NARROW, PARAM, WIDE};
+pub use address::{GENERIC, GLOBAL, SHARED};
 
 pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
     match &*i.op[0] {
@@ -55,6 +56,38 @@ pub fn peek(cx: &mut Cx, lane: usize, address: u64, out: &mut [u8]) -> bool {
         }
         Err(_) => false,
     }
+}
+
+/// Host pointers to `bytes` at each lane's address, for an operation that is not a load or a store but touches memory as
+/// if each lane loaded or stored: tested like theirs, and told to checkers and counters.
+///
+/// # Safety
+/// As for every handler; `op` has no flags of accesses.
+pub unsafe fn reach(
+    cx: &mut Cx,
+    op: &Op,
+    space: u8,
+    addresses: &[u64; LANES],
+    bytes: usize,
+    store: bool,
+) -> std::result::Result<[*mut u8; LANES], super::Flow> {
+    // SAFETY: passed on.
+    let plan = unsafe { address::resolve_at(cx, space, addresses, bytes as u64)? };
+    if cx.observed {
+        let kind = if store {
+            crate::check::Kind::Write
+        } else {
+            crate::check::Kind::Read
+        };
+        let access = observe::Access::new(space, kind, bytes);
+        if let Some(flow) = observe::observe(cx, op, &plan, addresses, access) {
+            return Err(flow);
+        }
+    }
+    if store {
+        cx.cluster().stores += 1;
+    }
+    Ok(plan.pointers(bytes))
 }
 
 /// What the modifiers of an access say.
