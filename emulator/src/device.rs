@@ -41,6 +41,8 @@ pub struct Settings {
     pub step_limit: u64,
     /// Count instructions, bytes and conflicts.
     pub count: bool,
+    /// Record waits, copies, wgmma and phases of mbarriers.
+    pub trace: bool,
     /// The tensor core computes in the arithmetic measured on silicon instead of f32 multiply-adds; much slower.
     pub exact_mma: bool,
 }
@@ -59,6 +61,7 @@ impl Default for Settings {
             elect_any: false,
             step_limit: 0,
             count: false,
+            trace: false,
             exact_mma: false,
         }
     }
@@ -66,7 +69,7 @@ impl Default for Settings {
 
 impl Settings {
     /// The defaults, changed by `BIRDIE_EMU_SMS`, `_SEED`, `_POLICY` (eager, latest, random), `_CHECKS` (0 or 1),
-    /// `_COLLECT`, `_COUNT`, `_EXACT_MMA`, `_THREADS`, `_MEMORY` (bytes), `_EXACT_ALIGNMENT`, `_ELECT_ANY`
+    /// `_COLLECT`, `_EXACT_MMA`, `_THREADS`, `_MEMORY` (bytes), `_EXACT_ALIGNMENT`, `_ELECT_ANY`
     /// and `_STEP_LIMIT`. The error names the variable.
     pub fn from_env() -> Result<Self, String> {
         let mut s = Settings::default();
@@ -92,7 +95,6 @@ impl Settings {
         read("STEP_LIMIT", &mut s.step_limit)?;
         flag("CHECKS", &mut s.checks)?;
         flag("COLLECT", &mut s.collect)?;
-        flag("COUNT", &mut s.count)?;
         flag("EXACT_MMA", &mut s.exact_mma)?;
         flag("EXACT_ALIGNMENT", &mut s.exact_alignment)?;
         flag("ELECT_ANY", &mut s.elect_any)?;
@@ -198,6 +200,15 @@ pub struct LaunchReport {
     /// Clusters of the grid, and how many of them were executed (see [`Device::sample`]).
     pub clusters: u64,
     pub executed: u64,
+}
+
+/// What was observed of a launch, however it ended.
+#[derive(Debug, Default)]
+pub struct Observation {
+    /// With [`Settings::count`].
+    pub counters: Option<crate::counters::Counters>,
+    /// With [`Settings::trace`].
+    pub trace: Option<crate::trace::LaunchTrace>,
 }
 
 /// Why a launch ended early.

@@ -14,3 +14,4 @@ pub mod ptx;
 pub mod simd;
 pub mod tensor;
 pub mod tensor_map;
+pub mod trace;

@@ -336,6 +336,9 @@ pub(super) fn init(cluster: &mut Cluster, s: Shared, count: u32, at: At) {
     let at_index = barriers.search(s.address).unwrap_or_else(|i| i);
     barriers.objects.insert(at_index, b);
     cluster.progress += 1;
+    if let Some(trace) = &mut cluster.trace {
+        trace.barrier_made(s.cta, s.address);
+    }
     if let Some(check) = &mut cluster.check {
         check.forget(sync_of(s));
     }
@@ -450,6 +453,7 @@ pub(super) fn apply<T>(
     let b = locate(cluster, s, at);
     let value = f(b);
     let misuse = b.misuse.take().map(|what| (what, b.clone()));
+    let phase = b.phase;
     let completed = b.complete();
     let bytes = b.encode();
     b.bytes = bytes;
@@ -458,8 +462,13 @@ pub(super) fn apply<T>(
         let sites = names(cluster, &object);
         report(cluster, s, at, &what, sites);
     }
-    if completed && let Some(check) = &mut cluster.check {
-        check.advance(sync_of(s));
+    if completed {
+        if let Some(check) = &mut cluster.check {
+            check.advance(sync_of(s));
+        }
+        if let Some(trace) = &mut cluster.trace {
+            trace.phase_completed(s.cta, s.address, phase, at.pc);
+        }
     }
     cluster.progress += 1;
     (value, completed)

@@ -258,6 +258,11 @@ pub(super) fn issue(
     let state = &mut cluster.asynchronous;
     state.issued += 1;
     let sequence = state.issued;
+    if let Some(trace) = &mut cluster.trace {
+        let warps = cluster.ctas[cta as usize].warps.len() as u32;
+        trace.copy_issued(cta, warp % warps, at.pc, work.bytes(), sequence);
+    }
+    let state = &mut cluster.asynchronous;
     state.queue.push(InFlight {
         work,
         family,
@@ -303,12 +308,16 @@ fn drain(cluster: &mut Cluster, launch: &Launch, index: usize) -> Result<bool, F
 /// One step of the entry; removes it when done.
 fn step(cluster: &mut Cluster, launch: &Launch, index: usize) -> Result<Step, Fault> {
     let pc = cluster.asynchronous.queue[index].at.pc;
+    let sequence = cluster.asynchronous.queue[index].sequence;
     let result = retire::step(cluster, launch, index)
         .map_err(|fault| super::address::located(launch, pc, fault))?;
     match result {
         Step::Blocked => {}
         Step::Read => {
             cluster.progress += 1;
+            if let Some(trace) = &mut cluster.trace {
+                trace.copy_read(sequence);
+            }
             let entry = &mut cluster.asynchronous.queue[index];
             entry.read = true;
             if let Some(check) = &mut cluster.check {
@@ -320,6 +329,9 @@ fn step(cluster: &mut Cluster, launch: &Launch, index: usize) -> Result<Step, Fa
         }
         Step::Done => {
             cluster.progress += 1;
+            if let Some(trace) = &mut cluster.trace {
+                trace.copy_done(sequence);
+            }
             let entry = cluster.asynchronous.queue.swap_remove(index);
             if let Some(check) = &mut cluster.check
                 && entry.family != Family::Ungrouped
@@ -399,6 +411,7 @@ pub fn tick(cluster: &mut Cluster, launch: &Launch) {
 }
 
 fn tick_or_fault(cluster: &mut Cluster, launch: &Launch) -> Result<(), Fault> {
+    crate::trace::synchronise(cluster);
     let state = &mut cluster.asynchronous;
     if cluster.progress == state.progress_seen {
         state.turns_without_progress += 1;
@@ -424,6 +437,7 @@ fn tick_or_fault(cluster: &mut Cluster, launch: &Launch) -> Result<(), Fault> {
 /// Called by the scheduler when every warp of the cluster is blocked: retires one step of an operation, or times out the
 /// blocked try_waits. True: blocked warps should be tried again. False: what blocks them will not come from here.
 pub fn retire_one(cluster: &mut Cluster, launch: &Launch) -> bool {
+    crate::trace::synchronise(cluster);
     match retire_any(cluster, launch) {
         Ok(true) => true,
         Ok(false) => expire(cluster),

@@ -145,6 +145,21 @@ impl Work {
     }
 }
 
+impl Work {
+    /// Bytes that it moves.
+    pub(super) fn bytes(&self) -> u64 {
+        match self {
+            Work::TensorLoad(t) => t.map.box_bytes(),
+            Work::TensorStore(t) => t.map.box_bytes(),
+            Work::BulkLoad(b) => u64::from(b.bytes),
+            Work::BulkStore(b) => u64::from(b.bytes),
+            Work::Remote(r) => u64::from(r.bytes),
+            Work::Copy(c) => c.read.iter().map(|&n| u64::from(n)).sum(),
+            Work::CopyArrive { .. } | Work::Taken => 0,
+        }
+    }
+}
+
 /// Performs one step of entry `index`.
 pub(super) fn step(cluster: &mut Cluster, launch: &Launch, index: usize) -> Result<Step, Fault> {
     let entry = cluster.asynchronous.entry(index);

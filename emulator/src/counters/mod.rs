@@ -9,35 +9,48 @@
 //!   lane are served in two and four groups of lanes. The excess over the least number that could serve the bytes is
 //!   counted as conflicts. The copy engine moves 128 bytes per pass; `wgmma` reads B, and A where it comes from shared memory, once
 //!   per instruction and warpgroup.
+//! * Tensor-core **cycles** are the N/2 that one wgmma m64nN takes at the peak rate of an H100: a floor, not a time.
 //! * **Distinct bytes** of global memory (what L2 has to fetch at least once) come from a set of 128-byte lines.
 
-mod report;
-
-pub use report::annotate;
+pub mod record;
+pub mod report;
 
 use crate::program::{Class, Program};
-use serde::Serialize;
-use std::collections::{BTreeMap, HashSet};
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 
-/// Counts of one instruction.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+/// Counts of one instruction. Zeros are left out of JSON.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Count {
     /// Times a warp executed it.
+    #[serde(skip_serializing_if = "is_zero")]
     pub warps: u64,
-    /// Lanes that took part.
+    /// Lanes that took part: thread-instructions.
+    #[serde(skip_serializing_if = "is_zero")]
     pub lanes: u64,
     /// Bytes moved (memory, copies).
+    #[serde(skip_serializing_if = "is_zero")]
     pub bytes: u64,
     /// 32-byte sectors of global memory.
+    #[serde(skip_serializing_if = "is_zero")]
     pub sectors: u64,
     /// Passes through the banks of shared memory, those of the copy engine and of the tensor core included, and how many
     /// of them a conflict-free layout would save.
+    #[serde(skip_serializing_if = "is_zero")]
     pub wavefronts: u64,
+    #[serde(skip_serializing_if = "is_zero")]
     pub conflicts: u64,
     /// Multiply-adds on the tensor core count two.
+    #[serde(skip_serializing_if = "is_zero")]
     pub tensor_flops: u64,
     /// Times it had to wait.
+    #[serde(skip_serializing_if = "is_zero")]
     pub waits: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 impl Count {
@@ -54,15 +67,15 @@ impl Count {
     }
 }
 
-const LINE: u64 = 128;
+pub(crate) const LINE: u64 = 128;
 
 /// Counters of one cluster while it runs; merged into those of the launch when it ends.
 #[derive(Debug, Clone, Default)]
 pub struct Counters {
     /// Per role, per pc.
     pub roles: Vec<Vec<Count>>,
-    read_lines: HashSet<u64>,
-    written_lines: HashSet<u64>,
+    pub(crate) read_lines: HashSet<u64>,
+    pub(crate) written_lines: HashSet<u64>,
     /// Executions with part of the warp's live lanes missing (divergence, not guards).
     pub divergent: u64,
     ops: usize,
@@ -151,12 +164,14 @@ impl Counters {
         c.conflicts += u64::from(wavefronts - least);
     }
 
-    /// An asynchronous copy between global and shared memory.
+    /// A piece of an asynchronous copy that lies in global memory.
     pub fn copy(&mut self, warp: u32, pc: u32, global_address: u64, bytes: u64, write: bool) {
-        self.touch(global_address, bytes, write);
-        let c = self.at(warp, pc);
-        c.bytes += bytes;
-        c.sectors += bytes.div_ceil(32);
+        if bytes > 0 {
+            self.touch(global_address, bytes, write);
+            let c = self.at(warp, pc);
+            c.bytes += bytes;
+            c.sectors += (global_address + bytes - 1) / 32 - global_address / 32 + 1;
+        }
     }
 
     /// The shared-memory side of a copy by the copy engine: 128 bytes per pass.
@@ -190,55 +205,6 @@ impl Counters {
         self.divergent += o.divergent;
         self.ops = self.ops.max(o.ops);
     }
-
-    /// The summary of a launch, as it is written to JSON.
-    pub fn summary(&self, program: &Program) -> Summary {
-        let mut roles = Vec::new();
-        for counts in &self.roles {
-            let mut by_class: BTreeMap<String, Count> = BTreeMap::new();
-            let mut total = Count::default();
-            for (pc, c) in counts.iter().enumerate() {
-                if *c != Count::default() {
-                    by_class
-                        .entry(class_name(program.ops[pc].class).to_string())
-                        .or_default()
-                        .add(c);
-                    total.add(c);
-                }
-            }
-            roles.push(RoleSummary { total, by_class });
-        }
-        let mut total = Count::default();
-        for r in &roles {
-            total.add(&r.total);
-        }
-        Summary {
-            kernel: program.name.clone(),
-            what: "counted at PTX level by the emulator; not a time",
-            total,
-            divergent: self.divergent,
-            distinct_bytes_read: self.read_lines.len() as u64 * LINE,
-            distinct_bytes_written: self.written_lines.len() as u64 * LINE,
-            roles,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct Summary {
-    pub kernel: String,
-    pub what: &'static str,
-    pub total: Count,
-    pub divergent: u64,
-    pub distinct_bytes_read: u64,
-    pub distinct_bytes_written: u64,
-    pub roles: Vec<RoleSummary>,
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct RoleSummary {
-    pub total: Count,
-    pub by_class: BTreeMap<String, Count>,
 }
 
 pub fn class_name(class: Class) -> &'static str {

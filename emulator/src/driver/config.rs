@@ -4,6 +4,8 @@
 //! |---|---|---|
 //! | `BIRDIE_EMU_DEVICES` | number of devices, 1..=16 | 1 |
 //! | `BIRDIE_EMU_MEMORY` | memory of a device in bytes | 80 GiB, at most 3/4 of the host's memory over all devices |
+//! | `BIRDIE_EMU_COUNT` | file (a JSON list) or folder (a file per launch) for the counts of every launch; 1: for a program that takes them itself | none |
+//! | `BIRDIE_EMU_TRACE` | file for the event trace of all launches | none |
 //! | `BIRDIE_EMU_LOG` | set to anything but 0: say on stderr why a call fails | off |
 //!
 //! The settings of execution (`BIRDIE_EMU_SMS`, `BIRDIE_EMU_SEED`, …) are [`Settings`]'.
@@ -25,6 +27,7 @@ impl Config {
     /// Reads the environment. The error names the variable.
     pub fn from_env() -> Result<Config, String> {
         let mut settings = Settings::from_env()?;
+        (settings.count, settings.trace) = super::files::open()?;
         let devices = match std::env::var("BIRDIE_EMU_DEVICES") {
             Err(_) => 1,
             Ok(text) => match text.trim().parse() {

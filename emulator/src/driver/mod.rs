@@ -13,6 +13,7 @@
 //! | `capture.rs`, `graph*.rs` | graphs |
 //! | `blocks.rs`, `memory.rs`, `copy.rs` | memory |
 //! | `module.rs`, `function.rs`, `launch.rs`, `link.rs` | programs |
+//! | `files.rs`, `observe.rs` | counts and traces of launches: as files, and for a program that asks |
 //! | `context.rs`, `device.rs`, `attributes.rs`, `stream.rs`, `tensor.rs` | the rest, by object |
 //!
 //! # Promises
@@ -41,6 +42,7 @@ mod context;
 mod copy;
 mod device;
 pub mod error;
+mod files;
 mod function;
 mod graph;
 mod graph_api;

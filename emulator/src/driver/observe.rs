@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::state;
 use crate::counters::{Count, class_name};
+use crate::counters::{Counters, LINE};
 use crate::device::{LaunchConfig, LaunchReport};
 use crate::program::Program;
 use std::collections::BTreeMap;
@@ -51,10 +52,12 @@ pub fn sample_clusters(clusters: u64) -> bool {
     true
 }
 
-pub(super) fn launched(program: &Program, config: LaunchConfig, report: &LaunchReport) {
-    let Some(counters) = &report.counters else {
-        return;
-    };
+pub(super) fn launched(
+    program: &Program,
+    config: LaunchConfig,
+    report: &LaunchReport,
+    counters: &Counters,
+) {
     if !KEEP.load(Ordering::Relaxed) {
         return;
     }
@@ -79,7 +82,6 @@ pub(super) fn launched(program: &Program, config: LaunchConfig, report: &LaunchR
             }
         }
     }
-    let summary = counters.summary(program);
     let counted = Counted {
         kernel: program.name.clone(),
         config,
@@ -87,8 +89,8 @@ pub(super) fn launched(program: &Program, config: LaunchConfig, report: &LaunchR
         executed: report.executed,
         by_class,
         by_opcode,
-        distinct_bytes_read: summary.distinct_bytes_read,
-        distinct_bytes_written: summary.distinct_bytes_written,
+        distinct_bytes_read: counters.read_lines.len() as u64 * LINE,
+        distinct_bytes_written: counters.written_lines.len() as u64 * LINE,
     };
     COUNTS
         .lock()

@@ -169,7 +169,12 @@ pub fn initialise() -> Outcome {
     if STATE.get().is_some() {
         return Ok(());
     }
-    let state = State::new(Config::from_env().map_err(|why| Code::INVALID_VALUE.because(why))?)?;
+    let config = Config::from_env().map_err(|why| {
+        // Few programs print more than the code, and who sets a variable wants to know.
+        eprintln!("birdie-emulator: {why}");
+        Code::INVALID_VALUE.because(why)
+    })?;
+    let state = State::new(config)?;
     // Another thread may have been faster; then its state is the one.
     let _ = STATE.set(Mutex::new(state));
     Ok(())

@@ -10,9 +10,9 @@ use std::time::Instant;
 use super::error::{Code, Error};
 use super::function::launch_error;
 use super::module::Kernel;
-use super::observe;
+use super::{files, observe};
 use crate::check::Finding;
-use crate::device::{Device, Fault, LaunchConfig, LaunchError};
+use crate::device::{Device, Fault, LaunchConfig, LaunchError, Observation};
 use crate::memory::Arena;
 
 /// Fills with zeros from this size on give whole pages back instead of writing them.
@@ -298,11 +298,16 @@ pub fn execute(work: &Work, device: &Device) -> Ended {
                     .launches
                     .load(Ordering::Relaxed)
                     .wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            let result = device.launch(program, call.config, &call.parameters, seed);
+            let mut observed = Observation::default();
+            let result =
+                device.launch_observed(program, call.config, &call.parameters, seed, &mut observed);
+            files::write(device, program, &call.config, &observed, &result);
             print(&device.take_output());
             match result {
                 Ok(report) => {
-                    observe::launched(program, call.config, &report);
+                    if let Some(counters) = &observed.counters {
+                        observe::launched(program, call.config, &report, counters);
+                    }
                     return Ended::Well(report.findings);
                 }
                 Err(LaunchError::Fault(fault)) => return Ended::Fault(code_of(&fault), fault),

@@ -62,6 +62,7 @@ impl Cluster {
             .settings
             .count
             .then(|| Box::new(Counters::new(launch.program)));
+        let trace = launch.device.settings.trace.then(Box::default);
         Box::new(Cluster {
             id: id as u32,
             clusterid,
@@ -69,6 +70,7 @@ impl Cluster {
             asynchronous: Default::default(),
             check,
             counters,
+            trace,
             rng: Rng(seed),
             fault: None,
             cluster_arrived: 0,

@@ -10,8 +10,9 @@ use super::{Cluster, FULL, Rng};
 use crate::check::Finding;
 use crate::check::global::{GlobalLog, order_dependent_sums, races};
 use crate::counters::Counters;
-use crate::device::{Device, Fault, Launch, LaunchConfig, LaunchError, LaunchReport};
+use crate::device::{Device, Fault, Launch, LaunchConfig, LaunchError, LaunchReport, Observation};
 use crate::program::Program;
+use crate::trace::{LaunchTrace, Trace};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -167,6 +168,7 @@ struct Results {
     operations: u64,
     counters: Option<Counters>,
     logs: Vec<(u32, GlobalLog)>,
+    traces: Vec<(u32, Vec<[u32; 3]>, Trace)>,
 }
 
 impl Shared {
@@ -174,8 +176,28 @@ impl Shared {
         self.results.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Takes counts and trace of a cluster.
+    fn observed(&self, c: &mut Cluster) {
+        if c.counters.is_none() && c.trace.is_none() {
+            return;
+        }
+        let mut r = self.results();
+        if let Some(counters) = c.counters.take() {
+            match &mut r.counters {
+                Some(all) => all.merge(*counters),
+                none => *none = Some(*counters),
+            }
+        }
+        if let Some(mut trace) = c.trace.take() {
+            trace.now = trace.now.max(c.steps);
+            let ctas = c.ctas.iter().map(|cta| cta.ctaid).collect();
+            r.traces.push((c.id, ctas, *trace));
+        }
+    }
+
     /// Takes what a cluster leaves behind.
     fn collect(&self, c: &mut Cluster, fault: Option<Fault>) {
+        self.observed(c);
         let id = u64::from(c.id);
         let mut r = self.results();
         r.operations += c.steps;
@@ -186,12 +208,6 @@ impl Shared {
             && !check.findings.is_empty()
         {
             r.findings.push((id, std::mem::take(&mut check.findings)));
-        }
-        if let Some(counters) = c.counters.take() {
-            match &mut r.counters {
-                Some(all) => all.merge(*counters),
-                none => *none = Some(*counters),
-            }
         }
         if let Some(check) = &mut c.check {
             r.logs.push((c.id, std::mem::take(&mut check.log)));
@@ -213,6 +229,21 @@ impl Device {
         config: LaunchConfig,
         params: &[u8],
         seed: u64,
+    ) -> Result<LaunchReport, LaunchError> {
+        let mut observed = Observation::default();
+        let mut report = self.launch_observed(program, config, params, seed, &mut observed)?;
+        report.counters = observed.counters;
+        Ok(report)
+    }
+
+    /// The same; what is counted and traced goes to `observed`, also when the launch fails.
+    pub fn launch_observed(
+        &self,
+        program: &Program,
+        config: LaunchConfig,
+        params: &[u8],
+        seed: u64,
+        observed: &mut Observation,
     ) -> Result<LaunchReport, LaunchError> {
         let mut config = config;
         if config.cluster == [1, 1, 1]
@@ -240,7 +271,7 @@ impl Device {
             checks: self.settings.checks,
             grid_id: self.launches.fetch_add(1, Ordering::Relaxed) + 1,
         };
-        let result = launch.run();
+        let result = launch.run(observed);
         self.memory.free(block);
         result
     }
@@ -263,7 +294,7 @@ impl Launch<'_> {
         }
     }
 
-    fn run(&self) -> Result<LaunchReport, LaunchError> {
+    fn run(&self, observed: &mut Observation) -> Result<LaunchReport, LaunchError> {
         let total = self.clusters();
         let sample = match self.device.sample.load(Ordering::Relaxed) {
             0 => total,
@@ -297,6 +328,12 @@ impl Launch<'_> {
             .results
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner);
+        observed.counters = results.counters.take();
+        if self.device.settings.trace {
+            results.traces.sort_by_key(|t| t.0);
+            let clusters = std::mem::take(&mut results.traces);
+            observed.trace = Some(LaunchTrace { clusters });
+        }
         results.output.sort_by_key(|o| o.0);
         results.findings.sort_by_key(|f| f.0);
         {
@@ -326,7 +363,7 @@ impl Launch<'_> {
                     _ => Ok(LaunchReport {
                         findings,
                         operations: results.operations,
-                        counters: results.counters,
+                        counters: None,
                         clusters: total,
                         executed: sample,
                     }),
@@ -389,6 +426,11 @@ impl Launch<'_> {
                 }
                 Err((i, fault)) => {
                     shared.collect(&mut group.clusters[i], Some(fault));
+                    for (other, cluster) in group.clusters.iter_mut().enumerate() {
+                        if other != i {
+                            shared.observed(cluster);
+                        }
+                    }
                     return;
                 }
             }

@@ -1,7 +1,7 @@
 //! One turn of a warp: its fragments run until all are blocked, the quantum is spent, or the warp ends.
 
 use super::{Cx, Flow, Fragment, Wait};
-use crate::program::{FunctionInfo, Op};
+use crate::program::{Class, FunctionInfo, Op};
 
 /// How a turn ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,8 +233,17 @@ unsafe fn observed(cx: &mut Cx, op: &Op) -> Flow {
             counters.executed(warp, at.pc, mask, active, live);
         }
     }
+    if cx.cluster().trace.is_some() {
+        let now = cx.clock();
+        if let Some(trace) = &mut cx.cluster().trace {
+            trace.now = trace.now.max(now);
+        }
+    }
     // SAFETY: passed on from the run loop.
     let flow = unsafe { (op.run)(cx, op) };
+    if cx.cluster().trace.is_some() {
+        traced(cx, op, at.pc, flow);
+    }
     if flow == Flow::Fault {
         return flow;
     }
@@ -252,5 +261,28 @@ unsafe fn observed(cx: &mut Cx, op: &Op) -> Flow {
     match fatal {
         Some(finding) => cx.fail(crate::device::Fault::Finding(Box::new(finding))),
         None => flow,
+    }
+}
+
+/// Tells the trace whether the operation could proceed.
+#[cold]
+fn traced(cx: &mut Cx, op: &Op, pc: u32, flow: Flow) {
+    // A warp whose last lane exits has no fragment any more.
+    if cx.warp().fragments.is_empty() {
+        return;
+    }
+    let (cta, warp) = (cx.cta().rank, cx.warp().index);
+    if flow == Flow::Block {
+        // SAFETY: the cluster runs on this thread; the description only reads it.
+        let (cluster, cta_state, w) = unsafe { (&*cx.cluster, &*cx.cta, &*cx.warp) };
+        let why = super::schedule::waiting(cluster, cta_state, w, &w.fragments[w.current]);
+        if let Some(trace) = &mut cx.cluster().trace {
+            trace.blocked(cta, warp, pc, why);
+        }
+    } else if let Some(trace) = &mut cx.cluster().trace {
+        trace.proceeded(cta, warp, pc);
+        if op.class == Class::Mufu {
+            trace.mufu(cta, warp, pc);
+        }
     }
 }

@@ -190,7 +190,7 @@ unsafe fn run_warp(
     warp: usize,
     quantum: u32,
 ) -> Turn {
-    let observed = cluster.check.is_some() || cluster.counters.is_some();
+    let observed = cluster.check.is_some() || cluster.counters.is_some() || cluster.trace.is_some();
     let cluster: *mut Cluster = cluster;
     // SAFETY: indices come from the cluster itself; the pointers are derived from one exclusive reference.
     unsafe {
@@ -283,7 +283,13 @@ fn table(cluster: &Cluster, launch: &Launch, sites: &mut Vec<SiteRef>) -> String
     out
 }
 
-fn waiting(cluster: &Cluster, cta: &super::Cta, warp: &super::Warp, f: &super::Fragment) -> String {
+/// What a fragment waits for, in words.
+pub(super) fn waiting(
+    cluster: &Cluster,
+    cta: &super::Cta,
+    warp: &super::Warp,
+    f: &super::Fragment,
+) -> String {
     if let Some(text) = crate::asynchronous::describe_wait(cluster, cta, &f.wait) {
         return text;
     }

@@ -184,6 +184,7 @@ pub struct Cluster {
     pub asynchronous: AsyncState,
     pub check: Option<Box<Checker>>,
     pub counters: Option<Box<crate::counters::Counters>>,
+    pub trace: Option<Box<crate::trace::Trace>>,
     pub rng: Rng,
     pub fault: Option<crate::device::Fault>,
     /// `barrier.cluster`: arrived warps-lanes and generation.

@@ -235,6 +235,10 @@ unsafe fn try_issue(cx: &mut Cx, op: &Op) -> Result<Flow, Flow> {
     if complete {
         // A warp that waits for this operation can go on.
         cx.cluster().progress += 1;
+        let cta = cx.cta().rank;
+        if let Some(trace) = &mut cx.cluster().trace {
+            trace.wgmma_issued(cta, group as u32, pc, index);
+        }
     }
     let warp = cx.warp().index;
     if let Some(counters) = &mut cx.cluster().counters {
@@ -336,6 +340,9 @@ fn retire(cx: &mut Cx, group: usize) -> bool {
     if cluster.check.is_some() {
         state.done.push_back((index, entry.agents));
     }
+    if let Some(trace) = &mut cluster.trace {
+        trace.wgmma_executed(cta.rank, group as u32, index);
+    }
     if !entry.broken {
         if let Some(check) = cluster.check.as_deref_mut() {
             super::operands::check(check, &entry, index, program, cta.rank);
@@ -415,6 +422,9 @@ pub(super) fn wait(cx: &mut Cx, n: u32) -> Flow {
         let state = &mut cta.warpgroups[group];
         state.warps[w].groups.drain(..done);
         let from = std::mem::replace(&mut state.warps[w].waited, end);
+        if let Some(trace) = &mut cluster.trace {
+            trace.wgmma_waited(cta.rank, group as u32, end);
+        }
         if let Some(check) = cluster.check.as_deref_mut() {
             check.tensor.waited(at.agent.0, end);
             for (_, agents) in state.done.iter().filter(|d| (from..end).contains(&d.0)) {

@@ -89,7 +89,7 @@ impl<E: Element, const S: u8> Body for Load<E, S> {
             };
             if cx.observed || op.flags & STRONG != 0 {
                 let access = Access::new(S, Kind::Read, bytes);
-                if let Some(flow) = observe(cx, op, &plan, &addresses, access) {
+                if let Some(flow) = observe(cx, op, &addresses, access) {
                     return flow;
                 }
             }
@@ -168,7 +168,7 @@ impl<E: Element, const S: u8> Body for Store<E, S> {
             };
             if cx.observed || op.flags & STRONG != 0 {
                 let access = Access::new(S, Kind::Write, bytes);
-                if let Some(flow) = observe(cx, op, &plan, &addresses, access) {
+                if let Some(flow) = observe(cx, op, &addresses, access) {
                     return flow;
                 }
             }

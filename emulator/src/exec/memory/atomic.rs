@@ -368,7 +368,7 @@ unsafe fn run(cx: &mut Cx, op: &Op) -> Flow {
                 a.ty,
                 Ty::F16 | Ty::F16x2 | Ty::BF16 | Ty::BF16x2 | Ty::F32 | Ty::F64
             );
-        if let Some(flow) = observe(cx, op, &plan, &addresses, access) {
+        if let Some(flow) = observe(cx, op, &addresses, access) {
             return flow;
         }
         let pointers = plan.pointers(bytes as usize);

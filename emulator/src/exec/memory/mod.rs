@@ -80,7 +80,7 @@ pub unsafe fn reach(
             crate::check::Kind::Read
         };
         let access = observe::Access::new(space, kind, bytes);
-        if let Some(flow) = observe::observe(cx, op, &plan, addresses, access) {
+        if let Some(flow) = observe::observe(cx, op, addresses, access) {
             return Err(flow);
         }
     }

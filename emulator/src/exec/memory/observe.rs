@@ -2,9 +2,9 @@
 
 use super::super::{Cx, Flow, LANES, LOCAL_WINDOW, SHARED_BASE, SHARED_WINDOW};
 use super::access::{ORDERED, STRONG};
-use super::address::{GENERIC, GLOBAL, LOCAL, Plan, SHARED};
+use super::address::{GENERIC, GLOBAL, LOCAL, SHARED};
 use crate::check::{Kind, Sync};
-use crate::program::Op;
+use crate::program::{Class, Op};
 
 /// What an operation does to memory.
 #[derive(Clone, Copy)]
@@ -36,13 +36,7 @@ impl Access {
 /// Called for every access when something observes the cluster, and for every strong access. A flow ends the operation.
 #[cold]
 #[inline(never)]
-pub fn observe(
-    cx: &mut Cx,
-    op: &Op,
-    plan: &Plan,
-    addresses: &[u64; LANES],
-    access: Access,
-) -> Option<Flow> {
+pub fn observe(cx: &mut Cx, op: &Op, addresses: &[u64; LANES], access: Access) -> Option<Flow> {
     let strong = op.flags & STRONG != 0;
     if strong && access.kind == Kind::Read {
         cx.warp().polls = cx.warp().polls.saturating_add(1);
@@ -73,14 +67,16 @@ pub fn observe(
         observe_shared(cx, addresses, shared, access, kind, strong);
     }
     if global != 0 {
-        observe_global(cx, plan, addresses, global, access, kind, strong);
+        // Parameters come from the constant bank, not from global memory.
+        let counted = op.class != Class::LoadParam;
+        observe_global(cx, counted, addresses, global, access, kind, strong);
     }
     None
 }
 
 fn observe_global(
     cx: &mut Cx,
-    _plan: &Plan,
+    counted: bool,
     addresses: &[u64; LANES],
     lanes: u32,
     access: Access,
@@ -101,7 +97,7 @@ fn observe_global(
         }
         order(check, at, addresses, lanes, access, strong, false);
     }
-    if let Some(counters) = &mut c.counters {
+    if counted && let Some(counters) = &mut c.counters {
         counters.global(
             warp,
             pc,
