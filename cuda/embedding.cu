@@ -24,7 +24,7 @@
 // 6. Fences: __syncthreads around shared counters and sums; __syncwarp in segment_place: the group's leaders bump the counters
 //    only after all lanes read them, and the next 32 keys read only after the bump.
 //
-// 7. Limits: d a multiple of 8, at most 512; keys below 65536; buckets * 4 bytes of dynamic shared memory for the sort (at most
+// 7. Limits: d a multiple of 8, at most 2048; keys below 65536; buckets * 4 bytes of dynamic shared memory for the sort (at most
 //    12288 buckets without the opt-in); columns a multiple of 8, at most 2048.
 //    No float atomics: all sums are in a fixed order. Integer atomics only count.
 #include "row.cuh"
@@ -118,6 +118,7 @@ __device__ __forceinline__ void embedding_backward(const bf16 *dx, const bf16 *d
 }
 
 constexpr int SUM_THREADS = 256;
+constexpr int VE_LAYERS = 16; // most layers with a value embedding
 
 // Sum of the rows order[starts[bucket] .. starts[bucket+1]) in a fixed order. Calls store(column, sum[8]) for the bucket.
 template <typename Store>
@@ -177,6 +178,8 @@ extern "C" __global__ void __launch_bounds__(256) bigram_index(const u16 *ids, u
   }
 EMBEDDING_KERNELS(d128, Row16x1)
 EMBEDDING_KERNELS(d512, Row32x2)
+EMBEDDING_KERNELS(d1024, Row128x1)
+EMBEDDING_KERNELS(d2048, Row256x1)
 
 // counts[chunk][bucket] = keys of this chunk (CTA) equal to bucket.
 extern "C" __global__ void __launch_bounds__(256)
@@ -270,18 +273,17 @@ extern "C" __global__ void __launch_bounds__(SUM_THREADS)
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-    value_embedding_combine(const float *tables, i32 layers, const float *scale0, const float *scale1, const float *scale2,
-                            const float *scale3, const bf16 *projected, bf16 *out, float *partial, u64 n) {
-  __shared__ float of_warp[4][8];
-  const float *scales[4] = {scale0, scale1, scale2, scale3};
-  float scale[4], dot[4] = {};
+    value_embedding_combine(const float *tables, i32 layers, const float *scales, i32 scale_stride, const bf16 *projected,
+                            bf16 *out, float *partial, u64 n) {
+  __shared__ float of_warp[VE_LAYERS][8];
+  float scale[VE_LAYERS], dot[VE_LAYERS] = {};
 #pragma unroll
-  for (int j = 0; j < 4; ++j) scale[j] = j < layers ? *scales[j] : 0.f;
+  for (int j = 0; j < VE_LAYERS; ++j) scale[j] = j < layers ? scales[i64(j) * scale_stride] : 0.f;
   for (u64 i = (u64(blockIdx.x) * blockDim.x + threadIdx.x) * 8; i < n; i += u64(gridDim.x) * blockDim.x * 8) {
     float p[8], sum[8] = {};
     load8(projected + i, p);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < VE_LAYERS; ++j) {
       if (j >= layers) break;
       float t[8];
       load8(tables + j * n + i, t);
@@ -291,14 +293,14 @@ extern "C" __global__ void __launch_bounds__(256)
     store8(out + i, sum);
   }
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
+  for (int j = 0; j < VE_LAYERS; ++j) {
     dot[j] = group_sum(dot[j]);
     if (lane_id() == 0) of_warp[j][threadIdx.x / 32] = dot[j];
   }
   __syncthreads();
-  if (threadIdx.x < 4) {
+  if (threadIdx.x < VE_LAYERS) {
     float total = 0.f;
     for (int w = 0; w < 8; ++w) total += of_warp[threadIdx.x][w];
-    partial[blockIdx.x * 4 + threadIdx.x] = total;
+    partial[blockIdx.x * VE_LAYERS + threadIdx.x] = total;
   }
 }

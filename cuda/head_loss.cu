@@ -5,7 +5,7 @@
 //    softcap_score rounds c to bf16 first when asked (published sliding evaluation does).
 //    No maximum is subtracted: |c| <= 30, so the sum stays within e^-30 .. V e^30 and f32 holds it.
 //
-// 2. Operands: logits bf16 [N, V] (from gemm_nt_bf16; dlogits replace them), targets u16 [N], losses f32 [N], partial f32 [G].
+// 2. Operands: logits bf16 [N, V] in rows of `pitch` elements (from gemm_nt_bf16; dlogits replace them), targets u16 [N], losses f32 [N], partial f32 [G].
 //    NOTE: this version passes the logits through global memory once, as bf16; f32 logits exist in registers only.
 //
 // 3. Work. One warp per row, 8 rows per CTA and trip; lane l holds columns 8 (32 c + l) .. +8 of chunk c. G depends on N.
@@ -17,7 +17,7 @@
 // 6. Fences: __syncthreads between the warps' losses and their sum. The target's logit is read before any lane overwrites the row:
 //    the warp's reductions lie between.
 //
-// 7. Limits: V a multiple of 8, at most the suffix (256, 1024, 4096).
+// 7. Limits: V at most the suffix (256, 1024, 4096); pitch = V rounded up to 8. The gradient of the padding is zero.
 #include "hopper/numeric.cuh"
 #include "hopper/warp.cuh"
 
@@ -35,14 +35,15 @@ __device__ __forceinline__ float read_row(const bf16 *row, float (&t)[CHUNKS][8]
   float sum = 0.f;
 #pragma unroll
   for (int c = 0; c < CHUNKS; ++c) {
-    const i32 column = 8 * (32 * c + lane);
-    if (column < V) {
+    const i32 column = 8 * (32 * c + lane), left = V - column;
+    if (left > 0) {
       load8(row + column, t[c]);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         t[c][i] = capped_tanh(t[c][i]);
         if constexpr (ROUND) t[c][i] = round_bf16(CAP * t[c][i]) * (1.f / CAP);
-        sum += exp2_approx(t[c][i] * (CAP * LOG2_E));
+        const float e = exp2_approx(t[c][i] * (CAP * LOG2_E));
+        sum += i < left ? e : 0.f;
       }
     }
   }
@@ -50,12 +51,12 @@ __device__ __forceinline__ float read_row(const bf16 *row, float (&t)[CHUNKS][8]
 }
 
 template <int CHUNKS>
-__device__ __forceinline__ void softcap_loss(bf16 *logits, const u16 *targets, float *partial, float gradient_scale, i32 N, i32 V) {
+__device__ __forceinline__ void softcap_loss(bf16 *logits, const u16 *targets, float *partial, float gradient_scale, i32 N, i32 V, i32 pitch) {
   __shared__ float of_warp[WARPS];
   const i32 lane = i32(lane_id()), warp = i32(threadIdx.x / 32);
   float loss = 0.f;
   for (i32 n = i32(blockIdx.x) * WARPS + warp; n < N; n += i32(gridDim.x) * WARPS) {
-    bf16 *row = logits + i64(n) * V;
+    bf16 *row = logits + i64(n) * pitch;
     const i32 target = targets[n];
     const float target_logit = CAP * capped_tanh(bf16_value(row[target]));
     float t[CHUNKS][8];
@@ -69,7 +70,7 @@ __device__ __forceinline__ void softcap_loss(bf16 *logits, const u16 *targets, f
         for (int i = 0; i < 8; ++i) {
           float p = exp2_approx((t[c][i] * CAP - log_sum) * LOG2_E);
           if (column + i == target) p -= 1.f;
-          t[c][i] = gradient_scale * p * (1.f - t[c][i] * t[c][i]);
+          t[c][i] = column + i < V ? gradient_scale * p * (1.f - t[c][i] * t[c][i]) : 0.f;
         }
         store8(row + column, t[c]);
       }
@@ -85,10 +86,10 @@ __device__ __forceinline__ void softcap_loss(bf16 *logits, const u16 *targets, f
 }
 
 template <int CHUNKS, bool ROUND>
-__device__ __forceinline__ void softcap_score(const bf16 *logits, const u16 *targets, float *losses, i32 N, i32 V) {
+__device__ __forceinline__ void softcap_score(const bf16 *logits, const u16 *targets, float *losses, i32 N, i32 V, i32 pitch) {
   const i32 lane = i32(lane_id());
   for (i32 n = i32(blockIdx.x) * WARPS + i32(threadIdx.x / 32); n < N; n += i32(gridDim.x) * WARPS) {
-    const bf16 *row = logits + i64(n) * V;
+    const bf16 *row = logits + i64(n) * pitch;
     float target_logit = CAP * capped_tanh(bf16_value(row[targets[n]]));
     if constexpr (ROUND) target_logit = round_bf16(target_logit);
     float t[CHUNKS][8];
@@ -103,13 +104,13 @@ using namespace birdie;
 
 #define HEAD_KERNELS(SUFFIX, CHUNKS)                                                                                   \
   extern "C" __global__ void __launch_bounds__(THREADS) softcap_loss_##SUFFIX(                                         \
-      bf16 *logits, const u16 *targets, float *partial, float gradient_scale, i32 N, i32 V) {                          \
-    softcap_loss<CHUNKS>(logits, targets, partial, gradient_scale, N, V);                                              \
+      bf16 *logits, const u16 *targets, float *partial, float gradient_scale, i32 N, i32 V, i32 pitch) {                          \
+    softcap_loss<CHUNKS>(logits, targets, partial, gradient_scale, N, V, pitch);                                              \
   }                                                                                                                    \
   extern "C" __global__ void __launch_bounds__(THREADS) softcap_score_##SUFFIX(                                        \
-      const bf16 *logits, const u16 *targets, float *losses, i32 round_bf16, i32 N, i32 V) {                           \
-    if (round_bf16) softcap_score<CHUNKS, true>(logits, targets, losses, N, V);                                        \
-    else softcap_score<CHUNKS, false>(logits, targets, losses, N, V);                                                  \
+      const bf16 *logits, const u16 *targets, float *losses, i32 round_bf16, i32 N, i32 V, i32 pitch) {                           \
+    if (round_bf16) softcap_score<CHUNKS, true>(logits, targets, losses, N, V, pitch);                                        \
+    else softcap_score<CHUNKS, false>(logits, targets, losses, N, V, pitch);                                                  \
   }
 
 HEAD_KERNELS(v256, 1)

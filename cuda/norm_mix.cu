@@ -11,7 +11,7 @@
 //
 // 2. Operands: rows bf16 [N, d]; per-channel parameters f32 [d] (resid_mix [2, d]); partial f32 [G, P d], P = 2, 3 or 4.
 //
-// 3. Work. 256 threads; a row takes 16 lanes (d <= 128) or 32 (d <= 512), see row.cuh. Rows are dealt round-robin over the
+// 3. Work. 256 threads; a row takes 16 lanes (d <= 128), 32 (512), 128 (1024) or 256 (2048), see row.cuh. Rows are dealt round-robin over the
 //    row slots of the grid, so parameters are read once per slot. The backward's grid G is a function of N alone.
 //
 // 4. Pipeline: one pass; everything of a row is in registers between its loads and its stores.
@@ -20,9 +20,10 @@
 //    norm_backward 4, 134 us; mix_norm_forward 4 (5 with skip), 134 us; mix_norm_backward 6 (dx1, dh, x, x0, dx, dx0),
 //    201 us, and one more each for dx0's old value, skip, dskip, extra.
 //
-// 6. Fences: __syncthreads around the scratch of add_over_slots: a slot's sums are read before they are written.
+// 6. Fences: __syncthreads around the scratch of add_over_slots: a slot's sums are read before they are written; and around the sums of a row
+//    that several warps hold.
 //
-// 7. Limits: d a multiple of 8 (of 64 in the engine), at most 512.
+// 7. Limits: d a multiple of 8 (of 64 in the engine), at most 2048.
 #include "row.cuh"
 
 namespace birdie {
@@ -212,6 +213,8 @@ using namespace birdie;
 
 NORM_KERNELS(d128, Row16x1)
 NORM_KERNELS(d512, Row32x2)
+NORM_KERNELS(d1024, Row128x1)
+NORM_KERNELS(d2048, Row256x1)
 
 // One thread per column, the G rows in order.
 extern "C" __global__ void __launch_bounds__(128)

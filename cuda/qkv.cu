@@ -15,7 +15,8 @@
 //    [G, H+2]: dgain of each head, dc0, dc1.
 //
 // 3. Work. A unit is one head of one token: 8 lanes with 8 channels (16 bytes) each. 256 threads = 32 units; units are
-//    numbered token-major. H is a power of two, so 2H heads divide 32 and a lane keeps its head in all trips.
+//    numbered token-major. The host makes the grid a multiple of heads / gcd(heads, 32), heads = H + 2 KV: the units of a trip are
+//    then whole tokens, and a lane keeps its head in all trips.
 //
 // 4. Pipeline: one pass.
 //
@@ -23,13 +24,13 @@
 //
 // 6. Fences: __syncthreads between the units' sums and the threads that add them in order.
 //
-// 7. Limits: H = 2 KV, H in {2, 4, 8, 16}; S a multiple of 8.
+// 7. Limits: H at most 64, any KV that divides it; S a multiple of 8.
 #include "hopper/numeric.cuh"
 #include "hopper/warp.cuh"
 
 namespace birdie {
 
-constexpr int THREADS = 256, LANES = 8, UNITS = THREADS / LANES, ROPE_PAIRS = 8;
+constexpr int THREADS = 256, LANES = 8, UNITS = THREADS / LANES, ROPE_PAIRS = 8, FINISH_THREADS = 128;
 constexpr float NORM_EPSILON = 1.1920929e-7f;
 
 enum ValueMode { VALUE_PLAIN = 0, VALUE_GATE = 1, VALUE_LAMBDA = 2 };
@@ -103,7 +104,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const i32 column = head * 64 + 8 * lane, value_column = column - (H + KV) * 64;
 
   // NOTE: the loop bound is that of the CTA's first unit, so that all lanes of a warp meet in the shuffles.
-  for (i32 n = first / heads; n - i32(threadIdx.x / LANES) / heads < N; n += tokens_per_trip) {
+  const i32 ahead = first / heads - i32(blockIdx.x) * UNITS / heads;
+  for (i32 n = first / heads; n - ahead < N; n += tokens_per_trip) {
     const i32 token = min(n, N - 1);
     float x[8];
     load8(qkv + i64(token) * S + column, x);
@@ -140,7 +142,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const i32 column = head * 64 + 8 * lane, value_column = column - (H + KV) * 64;
   float gain_sum = 0.f, c0_sum = 0.f, c1_sum = 0.f;
 
-  for (i32 n = first / heads; n - unit / heads < N; n += tokens_per_trip) {
+  const i32 ahead = first / heads - i32(blockIdx.x) * UNITS / heads; // the loop bound is that of the CTA's first unit
+  for (i32 n = first / heads; n - ahead < N; n += tokens_per_trip) {
     const i32 token = min(n, N - 1);
     const bool live = n < N;
     float x[8], g[8];
@@ -194,28 +197,28 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const i32 j = i32(threadIdx.x);
   if (j < H + 2) {
     float total = 0.f;
-    // Units of head h are h, h + heads, ...: the value sums have only the value heads' units non-zero.
-    for (i32 u = j < H ? j : 0; u < UNITS; u += j < H ? heads : 1) total += j < H ? gain_sums[u] : j == H ? c0_sums[u] : c1_sums[u];
+    // Units of head j: from the first one at or behind the CTA's first head on. The value sums of other heads' units are zero.
+    const i32 head0 = i32(blockIdx.x) * UNITS % heads, u0 = j < H ? (j - head0 + heads) % heads : 0;
+    for (i32 u = u0; u < UNITS; u += j < H ? heads : 1) total += j < H ? gain_sums[u] : j == H ? c0_sums[u] : c1_sums[u];
     partial[i64(blockIdx.x) * (H + 2) + j] = total;
   }
 }
 
 // One CTA; thread j sums column j of partial, then the two mix columns become the gradient of mix.
-extern "C" __global__ void __launch_bounds__(32)
+extern "C" __global__ void __launch_bounds__(FINISH_THREADS)
     qkv_backward_finish(const float *partial, i32 count, i32 H, float *q_gain_grad, const float *mix, i32 v_mode,
                         float *mix_grad, i32 accumulate) {
+  __shared__ float dc[2];
   const i32 j = i32(threadIdx.x);
   float total = 0.f;
   if (j < H + 2)
     for (i32 g = 0; g < count; ++g) total += partial[i64(g) * (H + 2) + j];
-  const float dc0 = __shfl_sync(FULL_MASK, total, H), dc1 = __shfl_sync(FULL_MASK, total, H + 1);
   if (j < H) q_gain_grad[j] = accumulate ? q_gain_grad[j] + total : total;
+  else if (j < H + 2) dc[j - H] = total;
+  __syncthreads();
   if (j == 0 && v_mode == VALUE_GATE) {
-    const float g = sigmoid(mix[0]), grad = (dc0 - dc1) * g * (1.f - g);
+    const float g = sigmoid(mix[0]), grad = (dc[0] - dc[1]) * g * (1.f - g);
     mix_grad[0] = accumulate ? mix_grad[0] + grad : grad;
   }
-  if (j < 2 && v_mode == VALUE_LAMBDA) {
-    const float grad = j == 0 ? dc0 : dc1;
-    mix_grad[j] = accumulate ? mix_grad[j] + grad : grad;
-  }
+  if (j < 2 && v_mode == VALUE_LAMBDA) mix_grad[j] = accumulate ? mix_grad[j] + dc[j] : dc[j];
 }

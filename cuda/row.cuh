@@ -2,7 +2,12 @@
 //
 // A row slot is LANES neighbouring lanes. Lane l of the slot holds CHUNKS vectors of 8 channels; vector c covers channels
 // 8 (c LANES + l) .. +8, so each access of a warp is contiguous 16-byte pieces. Channels past d are held as zeros and never
-// stored. `Row16x1` serves d <= 128 with two rows per warp, `Row32x2` d <= 512 with one.
+// stored. `Row16x1` serves d <= 128 with two rows per warp, `Row32x2` d <= 512 with one, `Row128x1` d <= 1024 with four warps per
+// row, `Row256x1` d <= 2048 with all eight. WHY NOT more vectors per lane for the wide ones: the backward of the mix holds up to 15
+// values per channel, and 32 channels would spill.
+//
+// NOTE: slots of several warps add through shared memory: all threads of the CTA must make the same calls of `sum`. The
+// loops over rows run the same number of trips in every slot for that.
 //
 // Column sums (gradients of per-channel parameters) stay in the lane's registers over all rows of its slot and are then
 // added over the CTA's slots in order (add_over_slots), so the result does not depend on timing.
@@ -20,6 +25,8 @@ template <int LANES_, int CHUNKS_> struct RowShape {
 };
 using Row16x1 = RowShape<16, 1>;
 using Row32x2 = RowShape<32, 2>;
+using Row128x1 = RowShape<128, 1>;
+using Row256x1 = RowShape<256, 1>;
 
 template <typename Shape> struct Row {
   float x[Shape::CHUNKS][8];
@@ -55,7 +62,23 @@ template <typename Shape> struct Slot {
       if (channel(c) < d) store8(matrix + row * d + channel(c), r.x[c]);
   }
   // Sum of a value of each lane over the slot; every lane gets it.
-  __device__ __forceinline__ float sum(float x) const { return group_sum<Shape::LANES>(x); }
+  __device__ __forceinline__ float sum(float x) const {
+    if constexpr (Shape::LANES <= 32) {
+      return group_sum<Shape::LANES>(x);
+    } else {
+      __shared__ float of_warp[ROW_THREADS / 32];
+      constexpr u32 WARPS = Shape::LANES / 32;
+      x = group_sum(x);
+      __syncthreads(); // the sums of the call before have been read
+      if (lane_id() == 0) of_warp[threadIdx.x / 32] = x;
+      __syncthreads();
+      const u32 first = threadIdx.x / Shape::LANES * WARPS;
+      float total = 0.f;
+#pragma unroll
+      for (u32 w = 0; w < WARPS; ++w) total += of_warp[first + w];
+      return total;
+    }
+  }
 
   // 1 / sqrt(mean(x^2) + epsilon). Channels past d are zero.
   __device__ __forceinline__ float inverse_rms(const Row<Shape> &r) const {

@@ -137,6 +137,22 @@ fn wrong_shards() {
         "{text}"
     );
     std::fs::write(&path, &good).unwrap();
+    // A window is longer than these 30 tokens; and ids beyond the vocabulary are named with their place.
+    let validation = shards.join("fineweb_val_000000.bin");
+    let whole = std::fs::read(&validation).unwrap();
+    birdie::data::shard::write(&validation, &tokens[..30]).unwrap();
+    let text = mistake(folder.path(), &arguments, &[]);
+    assert!(
+        text.contains("30 validation tokens, but one window"),
+        "{text}"
+    );
+    let mut beyond = tokens.clone();
+    beyond[4321] = 1024;
+    birdie::data::shard::write(&validation, &beyond).unwrap();
+    let text = mistake(folder.path(), &arguments, &[]);
+    assert!(text.contains("token 1024 at position 4321"), "{text}");
+    std::fs::write(&validation, &whole).unwrap();
+    assert!(!folder.path().join("runs").exists(), "nothing was written");
     let text = mistake(folder.path(), &["train", "--set", "data_path=shards"], &[]);
     assert!(
         text.contains("shards hold tokens of a SentencePiece model"),

@@ -1,11 +1,13 @@
 //! `birdie eval`: the score of an artifact.
 
 use super::{Backend, DeviceArgs};
-use crate::artifact::Artifact;
+use crate::artifact::{Artifact, safetensors};
 use crate::data;
 use crate::evaluate::audit::audit;
+use crate::failure::Failure;
 use crate::quantize::QuantizedTensor;
 use crate::recipe;
+use crate::train::engine::Weights;
 use crate::train::log::{Reporter, say};
 use crate::train::score::{report, score_final, score_keeping};
 use anyhow::Result;
@@ -55,7 +57,15 @@ pub fn run(args: &EvalArgs, backend: Backend) -> Result<u8> {
         .iter()
         .map(QuantizedTensor::restore)
         .collect();
-    engine.import(&restored)?;
+    // Every parameter from the artifact, none left at its initial value.
+    let fitted = safetensors::fit(restored, &engine.export(Weights::Live)?).map_err(|why| {
+        Failure::user(
+            format!("artifact {}", path.display()),
+            format!("its tensors are not those of its recipe: {why}"),
+            "pack it again from the run's checkpoint: birdie pack RUN",
+        )
+    })?;
+    engine.import(&fitted)?;
     let mut reporter = Reporter::console();
     let start = Instant::now();
     let data = (&validation.tokens[..], &validation.bytes);

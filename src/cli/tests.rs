@@ -418,3 +418,31 @@ fn from_a_text_to_shards_to_a_score() {
     let settings: Vec<&str> = settings.iter().flat_map(|s| ["--set", s]).collect();
     assert_eq!(train(&folder.path().join("run"), &settings), Ok(0));
 }
+
+#[test]
+fn an_artifact_of_another_recipe_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    assert_eq!(train(&run, &[]), Ok(0));
+    let (artifact, _) = Artifact::load(&run.join("model.birdie")).unwrap();
+    let recipe = artifact.parse_recipe().unwrap();
+    let write = |name: &str, change: &dyn Fn(&mut Artifact)| {
+        let mut artifact = artifact.clone();
+        change(&mut artifact);
+        let path = folder.path().join(name);
+        std::fs::write(&path, artifact.encode(&recipe).unwrap()).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let same = write("same.birdie", &|_| {});
+    assert_eq!(birdie(&["eval", &same]), Ok(0));
+    let short = write("short.birdie", &|a| drop(a.tensors.pop()));
+    let renamed = write("renamed.birdie", &|a| a.tensors[0].name = "other".into());
+    for (path, part) in [(short, "is missing"), (renamed, "is missing")] {
+        let error = birdie(&["eval", &path]).unwrap_err();
+        assert!(
+            error.contains(part) && error.contains("birdie pack"),
+            "{error}"
+        );
+        assert_eq!(error.lines().count(), 2, "{error}");
+    }
+}

@@ -5,9 +5,9 @@ use cust::stream::Stream;
 
 use super::attention_forward::{AttentionShape, HEAD_DIM};
 use super::qkv::check_heads;
-use super::{Checks, DevPtr, Kernels, Work, address, partial_grid};
+use super::{Checks, DevPtr, Kernels, Work, address, head_grid};
 
-/// Logits of the gate: the columns behind q, k and v of the raw projection, 16 of them reserved.
+/// Logits of the gate: the columns behind q, k and v of the raw projection, [`gate_columns`] of them reserved.
 #[derive(Clone, Copy, Debug)]
 pub struct Gate {
     /// Raw projection bf16 `[N, stride]`.
@@ -40,15 +40,21 @@ pub struct AttentionOutputGradients {
     pub delta: DevPtr,
     /// bf16 `[N, KV 64]`, with XSA.
     pub dv_extra: Option<DevPtr>,
-    /// Gradient of the raw projection, bf16 `[N, stride]`, with a gate: its 16 gate columns are written.
+    /// Gradient of the raw projection, bf16 `[N, stride]`, with a gate: its gate columns are written.
     pub dqkv: Option<DevPtr>,
     /// f32 `[attention_output_partials, H]`, with a gate: sums for its bias.
     pub partial: Option<DevPtr>,
 }
 
+/// Columns of the raw projection that are the gate's: one for each head, rounded up to 16.
+pub fn gate_columns(shape: AttentionShape) -> u64 {
+    shape.heads().next_multiple_of(16)
+}
+
 /// Rows of the partial sums of [`Kernels::attention_output_backward`].
 pub fn attention_output_partials(shape: AttentionShape) -> u32 {
-    partial_grid(shape.statistics(), 32)
+    let units = shape.sequences * shape.padded_tokens() * shape.kv_heads;
+    head_grid(units, shape.kv_heads)
 }
 
 impl AttentionOutput {
@@ -59,7 +65,7 @@ impl AttentionOutput {
         checks.array("y", self.y, 2, &[rows, shape.heads() * HEAD_DIM])?;
         checks.array("qkv_in", self.qkv_in, 2, &[rows, shape.columns()])?;
         if let Some(gate) = self.gate {
-            checks.limit(gate.stride >= shape.columns() + 16, || {
+            checks.limit(gate.stride >= shape.columns() + gate_columns(shape), || {
                 format!(
                     "rows of {} columns have no room for the gate behind {}",
                     gate.stride,
@@ -103,6 +109,7 @@ impl Kernels {
         let bias = address(operands.gate.map(|gate| gate.bias));
         let xsa = i32::from(operands.xsa);
         let (rows_int, heads) = (checks.int("N", rows)?, shape.heads() as i32);
+        let kv_heads = shape.kv_heads as i32;
         self.launch(
             stream,
             checks.0,
@@ -120,11 +127,12 @@ impl Kernels {
                 &out,
                 &rows_int,
                 &heads,
+                &kv_heads,
             ],
         )?;
         self.done(Work {
             flops: 8 * rows * width,
-            bytes: 2 * rows * (2 * width + width / 2),
+            bytes: 2 * rows * (2 * width + shape.kv_heads * HEAD_DIM),
         })
     }
 
@@ -144,7 +152,8 @@ impl Kernels {
         checks.array("dout", g.dout, 2, &[rows, width])?;
         checks.optional("dy", g.dy, 2, &[rows, width])?;
         checks.array("delta", g.delta, 4, &[shape.statistics()])?;
-        checks.optional("dv_extra", g.dv_extra, 2, &[rows, width / 2])?;
+        let kv_width = shape.kv_heads * HEAD_DIM;
+        checks.optional("dv_extra", g.dv_extra, 2, &[rows, kv_width])?;
         checks.optional("partial", g.partial, 4, &[u64::from(grid), shape.heads()])?;
         checks.limit(
             (g.dy.is_some() || !(operands.xsa || gated))
@@ -172,6 +181,7 @@ impl Kernels {
             checks.int("T", shape.tokens)?,
         );
         let (padded, heads) = (shape.padded_tokens() as i32, shape.heads() as i32);
+        let kv_heads = shape.kv_heads as i32;
         self.launch(
             stream,
             checks.0,
@@ -197,6 +207,7 @@ impl Kernels {
                 &tokens,
                 &padded,
                 &heads,
+                &kv_heads,
             ],
         )?;
         let tensors = if g.dy.is_some() { 4 } else { 2 };

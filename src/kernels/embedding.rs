@@ -3,7 +3,10 @@
 use anyhow::Result;
 use cust::stream::Stream;
 
-use super::{Checks, DevPtr, Kernels, Work, address, flat_grid, row_shape};
+use super::{
+    Checks, DevPtr, Kernels, MOST_BUCKETS, MOST_VALUE_EMBEDDINGS, Work, address, flat_grid,
+    row_shape, row_slots,
+};
 
 /// Rows that one slot of the embedding kernels walks.
 const RUN: u64 = 8;
@@ -37,8 +40,7 @@ pub struct Bigram {
 
 /// CTAs of the embedding kernels, and rows of the backward's partial sums.
 pub fn embedding_partials(rows: u64, d: u64) -> u32 {
-    let slots = if d <= 128 { 16 } else { 8 };
-    rows.div_ceil(RUN * slots) as u32
+    rows.div_ceil(RUN * row_slots(d).0) as u32
 }
 
 /// Chunks of the sort of `rows` keys: rows of its counts `[chunks, buckets]`.
@@ -200,9 +202,15 @@ impl Kernels {
     /// Sorts the rows by their key (u16 `[rows]`), stably. Three launches.
     pub fn segment_sort(&self, stream: &Stream, keys: DevPtr, s: &Segments) -> Result<Work> {
         let checks = Checks("segment_sort");
-        checks.limit(s.rows > 0 && (1..=12288).contains(&s.buckets), || {
-            format!("{} rows, {} buckets (at most 12288)", s.rows, s.buckets)
-        })?;
+        checks.limit(
+            s.rows > 0 && (1..=MOST_BUCKETS).contains(&s.buckets),
+            || {
+                format!(
+                    "{} rows, {} buckets (at most {MOST_BUCKETS})",
+                    s.rows, s.buckets
+                )
+            },
+        )?;
         let chunks = segment_chunks(s.rows);
         checks.list("keys", keys, 2, &[s.rows])?;
         checks.list("counts", s.counts, 4, &[chunks, s.buckets])?;
@@ -340,7 +348,7 @@ impl Kernels {
     }
 
     /// `out = sum_j scales[j] tables[j]`, bf16 `[n]`, and the partial sums of `tables[j] . projected` in `partial` f32
-    /// `[flat_grid(n), 4]`. `tables` is f32 `[layers, n]`, at most four layers.
+    /// `[flat_grid(n), 16]`. `tables` is f32 `[layers, n]`; the scales lie equally far apart.
     #[allow(clippy::too_many_arguments)] // the operands of one operation
     pub fn value_embedding_combine(
         &self,
@@ -355,17 +363,32 @@ impl Kernels {
         let checks = Checks("value_embedding_combine");
         let layers = scales.len() as u64;
         checks.limit(
-            (1..=4).contains(&layers) && n.is_multiple_of(8) && n > 0,
+            (1..=MOST_VALUE_EMBEDDINGS).contains(&layers) && n.is_multiple_of(8) && n > 0,
             || format!("{layers} layers of {n} elements"),
         )?;
         checks.array("tables", tables, 4, &[layers, n])?;
         checks.array("projected", projected, 2, &[n])?;
         checks.array("out", out, 2, &[n])?;
-        checks.array("partial", partial, 4, &[u64::from(flat_grid(n)), 4])?;
+        checks.array(
+            "partial",
+            partial,
+            4,
+            &[u64::from(flat_grid(n)), MOST_VALUE_EMBEDDINGS],
+        )?;
         for scale in scales {
             checks.list("scale", *scale, 4, &[1])?;
         }
-        let scale = |j: usize| address(scales.get(j).copied());
+        let stride = match scales {
+            [first, second, ..] => second.address.wrapping_sub(first.address),
+            _ => 4,
+        };
+        let evenly = scales
+            .windows(2)
+            .all(|pair| pair[1].address.wrapping_sub(pair[0].address) == stride);
+        checks.limit(evenly && stride.is_multiple_of(4), || {
+            "the layers' scales are not equally far apart".into()
+        })?;
+        let scale_stride = checks.int("scale_stride", stride / 4)?;
         let layers_int = layers as i32;
         self.launch(
             stream,
@@ -376,10 +399,8 @@ impl Kernels {
             &[
                 &tables,
                 &layers_int,
-                &scale(0),
-                &scale(1),
-                &scale(2),
-                &scale(3),
+                &scales[0],
+                &scale_stride,
                 &projected,
                 &out,
                 &partial,

@@ -3,18 +3,22 @@
 use anyhow::Result;
 use cust::stream::Stream;
 
-use super::{Checks, DevPtr, Kernels, Work, partial_grid};
+use super::{Checks, DevPtr, Kernels, MOST_VOCABULARY, Work, partial_grid};
 
 /// Partial sums of the loss over `rows` rows.
 pub fn loss_partials(rows: u64) -> u32 {
     partial_grid(rows, 8)
 }
 
+/// Elements from one row of logits to the next: the vocabulary, rounded up to 16 bytes.
+pub fn logit_pitch(vocabulary: u64) -> u64 {
+    vocabulary.next_multiple_of(8)
+}
+
 fn suffix(checks: Checks, vocabulary: u64) -> Result<&'static str> {
-    checks.limit(
-        vocabulary > 0 && vocabulary.is_multiple_of(8) && vocabulary <= 4096,
-        || format!("V = {vocabulary} is not a multiple of 8 up to 4096"),
-    )?;
+    checks.limit((1..=MOST_VOCABULARY).contains(&vocabulary), || {
+        format!("V = {vocabulary} is not between 1 and {MOST_VOCABULARY}")
+    })?;
     Ok(match vocabulary {
         0..=256 => "v256",
         257..=1024 => "v1024",
@@ -23,7 +27,7 @@ fn suffix(checks: Checks, vocabulary: u64) -> Result<&'static str> {
 }
 
 impl Kernels {
-    /// Loss of each row summed into `partial` f32 `[loss_partials]`; `logits` bf16 `[rows, V]` become their gradient times
+    /// Loss of each row summed into `partial` f32 `[loss_partials]`; `logits` bf16 `[rows, V]` in rows of [`logit_pitch`] become their gradient times
     /// `gradient_scale`. `targets` u16 `[rows]`.
     #[allow(clippy::too_many_arguments)] // the operands of one operation
     pub fn softcap_loss(
@@ -39,17 +43,18 @@ impl Kernels {
         let checks = Checks("softcap_loss");
         let suffix = suffix(checks, vocabulary)?;
         let grid = loss_partials(rows);
-        checks.array("logits", logits, 2, &[rows, vocabulary])?;
+        let pitch = logit_pitch(vocabulary);
+        checks.array("logits", logits, 2, &[rows, pitch])?;
         checks.list("targets", targets, 2, &[rows])?;
         checks.list("partial", partial, 4, &[u64::from(grid)])?;
-        let (n, v) = (checks.int("N", rows)?, vocabulary as i32);
+        let (n, v, pitch) = (checks.int("N", rows)?, vocabulary as i32, pitch as i32);
         self.launch(
             stream,
             &format!("softcap_loss_{suffix}"),
             [grid, 1, 1],
             256,
             0,
-            &[&logits, &targets, &partial, &gradient_scale, &n, &v],
+            &[&logits, &targets, &partial, &gradient_scale, &n, &v, &pitch],
         )?;
         self.done(Work {
             flops: 12 * rows * vocabulary,
@@ -71,21 +76,19 @@ impl Kernels {
     ) -> Result<Work> {
         let checks = Checks("softcap_score");
         let suffix = suffix(checks, vocabulary)?;
-        checks.array("logits", logits, 2, &[rows, vocabulary])?;
+        let pitch = logit_pitch(vocabulary);
+        checks.array("logits", logits, 2, &[rows, pitch])?;
         checks.list("targets", targets, 2, &[rows])?;
         checks.list("losses", losses, 4, &[rows])?;
-        let (n, v, round) = (
-            checks.int("N", rows)?,
-            vocabulary as i32,
-            i32::from(round_bf16),
-        );
+        let (n, v, pitch) = (checks.int("N", rows)?, vocabulary as i32, pitch as i32);
+        let round = i32::from(round_bf16);
         self.launch(
             stream,
             &format!("softcap_score_{suffix}"),
             [loss_partials(rows), 1, 1],
             256,
             0,
-            &[&logits, &targets, &losses, &round, &n, &v],
+            &[&logits, &targets, &losses, &round, &n, &v, &pitch],
         )?;
         self.done(Work {
             flops: 6 * rows * vocabulary,

@@ -88,6 +88,14 @@ impl AddAssign for Work {
     }
 }
 
+/// Widest rows that the row kernels serve, most heads, and most layers with a value embedding.
+pub const MOST_CHANNELS: u64 = 2048;
+pub const MOST_HEADS: u64 = 64;
+pub const MOST_VALUE_EMBEDDINGS: u64 = 16;
+/// Largest vocabulary of the head's loss, and most keys that the sort of rows by key can hold in shared memory.
+pub const MOST_VOCABULARY: u64 = 4096;
+pub const MOST_BUCKETS: u64 = 12_288;
+
 /// The kernel files, in the order in which they are loaded.
 pub const FILES: [&str; 13] = [
     "adam",
@@ -367,10 +375,31 @@ fn partial_grid(rows: u64, per_cta: u64) -> u32 {
     rows.div_ceil(per_cta * 4).clamp(1, 264) as u32
 }
 
-/// Row slots of a CTA for width `d` and the suffix of the kernels that serve it (`cuda/row.cuh`).
+/// The same for kernels whose units (heads of a token, `units` in all, `per_token` for each) keep their head from trip to trip: a
+/// multiple of what makes the 32 units of a CTA, times the grid, whole tokens.
+fn head_grid(units: u64, per_token: u64) -> u32 {
+    let whole = per_token / gcd(per_token, 32);
+    partial_grid(units, 32).next_multiple_of(whole as u32)
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// Row slots of a CTA for rows of width `d`, and the suffix of the kernels that serve it (`cuda/row.cuh`).
+fn row_slots(d: u64) -> (u64, &'static str) {
+    match d {
+        0..=128 => (16, "d128"),
+        129..=512 => (8, "d512"),
+        513..=1024 => (2, "d1024"),
+        _ => (1, "d2048"),
+    }
+}
+
+/// [`row_slots`] of a width that the kernels serve.
 fn row_shape(checks: Checks, d: u64) -> Result<(u64, &'static str)> {
-    checks.limit(d > 0 && d.is_multiple_of(8) && d <= 512, || {
-        format!("d = {d} is not a multiple of 8 up to 512")
+    checks.limit(d > 0 && d.is_multiple_of(8) && d <= MOST_CHANNELS, || {
+        format!("d = {d} is not a multiple of 8 up to {MOST_CHANNELS}")
     })?;
-    Ok(if d <= 128 { (16, "d128") } else { (8, "d512") })
+    Ok(row_slots(d))
 }

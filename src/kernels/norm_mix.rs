@@ -3,7 +3,7 @@
 use anyhow::Result;
 use cust::stream::Stream;
 
-use super::{Checks, DevPtr, Kernels, Work, address, partial_grid, row_shape};
+use super::{Checks, DevPtr, Kernels, Work, address, partial_grid, row_shape, row_slots};
 
 /// What enters the mix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +96,7 @@ pub struct MixGradients {
 
 /// Rows of the partial sums of row kernels of width `d` over `rows` rows.
 pub fn row_partials(rows: u64, d: u64) -> u32 {
-    partial_grid(rows, if d <= 128 { 16 } else { 8 })
+    partial_grid(rows, row_slots(d).0)
 }
 
 impl Kernels {

@@ -4,7 +4,7 @@ use anyhow::Result;
 use cust::stream::Stream;
 
 use super::attention_forward::{AttentionShape, HEAD_DIM};
-use super::{Checks, DevPtr, Kernels, Work, address, partial_grid};
+use super::{Checks, DevPtr, Kernels, MOST_HEADS, Work, address, head_grid};
 
 /// How a layer's value is mixed with layer 0's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +100,7 @@ pub struct QkvGradients {
 /// Rows of the partial sums of [`Kernels::qkv_backward`].
 pub fn qkv_partials(shape: AttentionShape) -> u32 {
     let heads = shape.heads() + 2 * shape.kv_heads;
-    partial_grid(shape.sequences * shape.tokens * heads, 32)
+    head_grid(shape.sequences * shape.tokens * heads, heads)
 }
 
 /// Base of the rotary angles at length `tokens` for a model whose rotary module was built for `train_length`.
@@ -193,20 +193,12 @@ impl QkvOperands {
     }
 }
 
-/// The kernels that give eight lanes to each head need the heads to divide 32, and two query heads per key/value head.
+/// The kernels that give eight lanes to each head.
 pub(super) fn check_heads(checks: Checks, shape: AttentionShape) -> Result<()> {
+    let heads = shape.heads();
     checks.limit(
-        shape.group == 2
-            && matches!(shape.heads(), 2 | 4 | 8 | 16)
-            && shape.tokens > 0
-            && shape.sequences > 0,
-        || {
-            format!(
-                "H = {} is not 2, 4, 8 or 16 or not 2 KV = {}, or the batch is empty",
-                shape.heads(),
-                2 * shape.kv_heads
-            )
-        },
+        (1..=MOST_HEADS).contains(&heads) && shape.tokens > 0 && shape.sequences > 0,
+        || format!("H = {heads} is not between 1 and {MOST_HEADS}, or the batch is empty"),
     )
 }
 
@@ -361,7 +353,7 @@ impl Kernels {
             stream,
             checks.0,
             [1, 1, 1],
-            32,
+            128,
             0,
             &[
                 &partial,

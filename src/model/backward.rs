@@ -19,7 +19,7 @@ use crate::kernels::gemm::{self, Orientation, SplitReduce};
 use crate::kernels::head_loss::loss_partials;
 use crate::kernels::norm_mix::{MixGradients, row_partials};
 use crate::kernels::qkv::{FirstRole, QkvGradients, ValueMix};
-use crate::kernels::{DevPtr, Matrix};
+use crate::kernels::{DevPtr, MOST_VALUE_EMBEDDINGS, Matrix};
 
 /// One parameter's part of a weight gradient: rows of the product, and the scale folded into the weight.
 struct Piece {
@@ -510,7 +510,17 @@ impl Network {
         let count = u64::from(flat_grid(n));
         for j in 0..layers {
             let out = device.at(self.layout.named_gradient(&name(j)));
-            kernels.column_sum(stream, partial, count, 4, j as u64, 1, out, 1.0, accumulate)?;
+            kernels.column_sum(
+                stream,
+                partial,
+                count,
+                MOST_VALUE_EMBEDDINGS,
+                j as u64,
+                1,
+                out,
+                1.0,
+                accumulate,
+            )?;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 
 use super::config::{Before, Config, FakeQuantize, HEAD_DIM};
 use crate::arena::{Element, Plan, Region, Tensor};
+use crate::kernels::head_loss;
 
 /// Sequences and their length: the shape of one forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,9 +25,9 @@ impl Batch {
     }
 }
 
-/// Logits have rows of this many elements: the vocabulary, rounded up to 16 bytes.
+/// Logits have rows of this many elements.
 pub fn logit_pitch(vocab: usize) -> usize {
-    vocab.next_multiple_of(8)
+    head_loss::logit_pitch(vocab as u64) as usize
 }
 
 /// bf16 copies of the weights as the products read them, with fake quantization and per-channel scales applied.

@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use crate::failure::Failure;
+use crate::kernels::{MOST_BUCKETS, MOST_CHANNELS, MOST_VALUE_EMBEDDINGS, MOST_VOCABULARY};
 use crate::recipe::{LateQat, Recipe};
 
 /// Sizes and switches, with everything derived from a recipe worked out.
@@ -38,6 +39,9 @@ pub struct Config {
     pub quant_bits: usize,
     pub initial: Initial,
 }
+
+/// Longest sequences: positions and rotary angles stay exact far beyond, memory does not.
+const MOST_TOKENS: usize = 65_536;
 
 /// Width of a head; the kernels serve this one.
 pub const HEAD_DIM: usize = 64;
@@ -136,14 +140,22 @@ impl Config {
         }
         let kernels_serve = [
             (
-                matches!(r.num_heads, 2 | 4 | 8) && r.num_heads == 2 * r.num_kv_heads,
-                format!("{} query and {} KV heads", r.num_heads, r.num_kv_heads),
-                "the kernels serve 2, 4 or 8 query heads and half as many KV heads",
+                r.model_dim as u64 <= MOST_CHANNELS,
+                format!("model_dim = {}", r.model_dim),
+                "the kernels serve rows of up to 2048 channels",
             ),
             (
-                r.vocab_size <= 4096 && r.vocab_size.is_multiple_of(8),
+                r.vocab_size as u64 <= MOST_VOCABULARY,
                 format!("vocab_size = {}", r.vocab_size),
-                "the kernels serve multiples of 8 up to 4096",
+                "the kernels serve up to 4096 tokens",
+            ),
+            (
+                r.train_seq_len <= MOST_TOKENS && r.eval_seq_len <= MOST_TOKENS,
+                format!(
+                    "train_seq_len = {}, eval_seq_len = {}",
+                    r.train_seq_len, r.eval_seq_len
+                ),
+                "sequences have up to 65536 tokens",
             ),
             (
                 r.logit_softcap == 30.0,
@@ -156,14 +168,14 @@ impl Config {
                 "the coefficients are made for 5 steps",
             ),
             (
-                r.bigram_vocab_size <= 12_288,
+                r.bigram_vocab_size as u64 <= MOST_BUCKETS,
                 format!("bigram_vocab_size = {}", r.bigram_vocab_size),
                 "the kernels sort up to 12288 buckets",
             ),
             (
-                !r.ve_enabled || r.ve_layers.len() <= 4,
+                !r.ve_enabled || r.ve_layers.len() as u64 <= MOST_VALUE_EMBEDDINGS,
                 format!("{} ve_layers", r.ve_layers.len()),
-                "the kernels sum up to 4 layers",
+                "the kernels sum up to 16 layers",
             ),
             (
                 !(r.vrl_enabled && r.recycle_layers.contains(&0)),

@@ -48,6 +48,7 @@ impl Device {
     pub fn pitched(&self, tensor: Tensor, rows: usize, columns: usize, pitch: usize) -> Matrix {
         Matrix {
             pitch: pitch as u64,
+            batch_stride: (rows * pitch) as u64,
             ..self.matrix(tensor, rows, columns)
         }
     }

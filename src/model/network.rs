@@ -19,12 +19,12 @@ use crate::kernels::adam::Storage;
 use crate::kernels::attention_forward::AttentionShape;
 use crate::kernels::attention_output::attention_output_partials;
 use crate::kernels::embedding::{embedding_partials, segment_chunks};
-use crate::kernels::flat_grid;
 use crate::kernels::gemm::{self, Orientation};
 use crate::kernels::head_loss::loss_partials;
 use crate::kernels::norm_mix::row_partials;
 use crate::kernels::qkv::qkv_partials;
 use crate::kernels::quantize::{CastWeight, FakeQuantize as When};
+use crate::kernels::{MOST_VALUE_EMBEDDINGS, flat_grid};
 use crate::recipe::{Quantizer, Recipe, StorageType};
 
 /// Everything that forward and backward touch, planned.
@@ -385,7 +385,7 @@ fn sizes(config: &Config, recipe: &Recipe, ranks: usize, layout: &Layout) -> Siz
         largest_shape(&attention_output_partials) * heads,
         u64::from(embedding_partials(n, d)) * d,
         u64::from(loss_partials(n)),
-        u64::from(flat_grid(table)) * 4,
+        u64::from(flat_grid(table)) * MOST_VALUE_EMBEDDINGS,
     ];
     let mut products = weight_products(config);
     if recipe.quantizer == Quantizer::Gptq {

@@ -71,13 +71,6 @@ pub fn check(r: &Recipe) -> Result<()> {
         "bigram_dim = 0"
     );
     require!(
-        r.bigram_vocab_size == 0 || r.bigram_dim <= r.model_dim,
-        "the published recipes use 128 or 112",
-        "bigram_dim = {} exceeds model_dim = {}",
-        r.bigram_dim,
-        r.model_dim
-    );
-    require!(
         r.xsa_last_n <= r.num_layers,
         "at most num_layers",
         "xsa_last_n = {} of {} layers",
@@ -337,7 +330,7 @@ mod tests {
             ("num_kv_heads", "3"),
             ("mlp_mult", "0"),
             ("bigram_vocab_size", "1"),
-            ("bigram_dim", "1024"),
+            ("bigram_dim", "0"),
             ("xsa_last_n", "12"),
             ("ve_layers", "[11]"),
             ("ve_layers", "[]"),

@@ -225,3 +225,49 @@ fn descent_with_momentum_of_both_types() {
         }
     }
 }
+
+/// Three steps on two parameters, computed with the published optimizer in f32.
+#[test]
+fn adamw_of_the_published_vector() {
+    let gpu = Gpu::new();
+    let eight = |a: f64, b: f64| [a, b, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
+    let (p, m, v) = (
+        gpu.f32(&eight(1.0, -0.5)),
+        gpu.f32(&[0.0; 8]),
+        gpu.f32(&[0.0; 8]),
+    );
+    let adam = Adam {
+        learning_rate: 0.025,
+        ..ADAM
+    };
+    for (t, grad, want) in [
+        (1, 0.1, [0.974_000_04, -0.474_500_03]),
+        (2, 0.2, [0.949_076_41, -0.449_025_57]),
+        (3, 0.3, [0.924_514_59, -0.423_576_56]),
+    ] {
+        let g = gpu.f32(&eight(grad, -0.02));
+        let step = gpu.step_values(|s| {
+            s.learning_rate_scale = 1.0;
+            s.set_adam_corrections(0.9, 0.95, t);
+        });
+        gpu.kernels
+            .adamw(
+                &gpu.stream,
+                Storage::F32,
+                8,
+                p.ptr(),
+                g.ptr(),
+                m.ptr(),
+                v.ptr(),
+                step.ptr(),
+                None,
+                adam,
+            )
+            .unwrap();
+        gpu.wait();
+        let got = p.read_f32();
+        for (got, want) in got.iter().zip(want) {
+            assert!((got - want).abs() < 3e-7, "step {t}: {got} {want}");
+        }
+    }
+}

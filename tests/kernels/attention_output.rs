@@ -1,6 +1,6 @@
 use birdie::kernels::attention_forward::AttentionShape;
 use birdie::kernels::attention_output::{
-    AttentionOutput, AttentionOutputGradients, Gate, attention_output_partials,
+    AttentionOutput, AttentionOutputGradients, Gate, attention_output_partials, gate_columns,
 };
 
 use crate::device::Gpu;
@@ -47,23 +47,31 @@ fn head(
 #[test]
 fn xsa_and_gate_both_ways() {
     let gpu = Gpu::new();
-    for (i, (sequences, tokens, kv_heads, xsa, gated)) in [
-        (1, 1, 1, true, true),
-        (2, 65, 1, false, false),
-        (2, 65, 1, true, false),
-        (1, 70, 2, false, true),
-        (1, 40, 4, true, true),
-        (1, 33, 8, true, true),
+    for (i, (sequences, tokens, kv_heads, group, xsa, gated)) in [
+        (1, 1, 1, 2, true, true),
+        (2, 65, 1, 2, false, false),
+        (2, 65, 1, 2, true, false),
+        (1, 70, 2, 2, false, true),
+        (1, 40, 4, 2, true, true),
+        (1, 33, 8, 2, true, true),
+        (2, 37, 1, 1, true, true),
+        (1, 66, 3, 1, true, true),
+        (2, 41, 5, 3, true, true),
+        (1, 23, 3, 4, false, false),
+        (1, 19, 1, 32, true, true),
+        (1, 35, 32, 1, true, true),
+        (1, 5, 2, 32, true, true),
     ]
     .into_iter()
     .enumerate()
     {
-        let what = format!("{sequences} x {tokens}, KV {kv_heads}, xsa {xsa}, gate {gated}");
+        let what =
+            format!("{sequences} x {tokens}, KV {kv_heads} x {group}, xsa {xsa}, gate {gated}");
         let shape = AttentionShape {
             sequences,
             tokens,
             kv_heads,
-            group: 2,
+            group,
         };
         let (heads, kv, columns) = (
             shape.heads() as usize,
@@ -71,7 +79,8 @@ fn xsa_and_gate_both_ways() {
             shape.columns() as usize,
         );
         let rows = (sequences * tokens) as usize;
-        let stride = columns + 16;
+        let gates = gate_columns(shape) as usize;
+        let stride = columns + gates;
         let mut random = Random::new(200 + i as u64);
         let y = random.bf16((rows * heads * D) as u64, 1.0);
         let qkv_in = random.bf16((rows * columns) as u64, 1.0);
@@ -124,11 +133,11 @@ fn xsa_and_gate_both_ways() {
         let (mut want_out, mut want_dy) = (vec![], vec![]);
         let mut want_dv = vec![0.0; rows * kv * D];
         let mut want_delta = vec![0.0; shape.statistics() as usize];
-        let (mut want_logits, mut want_bias) = (vec![0.0; rows * 16], vec![0.0; heads]);
+        let (mut want_logits, mut want_bias) = (vec![0.0; rows * gates], vec![0.0; heads]);
         for row in 0..rows {
             for h in 0..heads {
                 let place = (row * heads + h) * D;
-                let v = &qkv_in[row * columns + (heads + kv + h / 2) * D..][..D];
+                let v = &qkv_in[row * columns + (heads + kv + h / group as usize) * D..][..D];
                 let logit = gated.then(|| raw[row * stride + columns + h] + bias[h]);
                 let (o, d, dv, dlogit) = head(&y[place..][..D], v, &dout[place..][..D], xsa, logit);
                 let (b, t) = (row / tokens as usize, row % tokens as usize);
@@ -137,9 +146,9 @@ fn xsa_and_gate_both_ways() {
                 want_out.extend(o);
                 want_dy.extend(d);
                 for i in 0..D {
-                    want_dv[(row * kv + h / 2) * D + i] += dv[i];
+                    want_dv[(row * kv + h / group as usize) * D + i] += dv[i];
                 }
-                want_logits[row * 16 + h] = dlogit;
+                want_logits[row * gates + h] = dlogit;
                 want_bias[h] += dlogit;
             }
         }

@@ -1,5 +1,5 @@
 use birdie::kernels::embedding::{Bigram, Embedding, Segments, embedding_partials, segment_chunks};
-use birdie::kernels::flat_grid;
+use birdie::kernels::{MOST_VALUE_EMBEDDINGS, flat_grid};
 
 use crate::device::Gpu;
 use crate::numbers::{
@@ -30,6 +30,44 @@ fn bigram_buckets() {
     }
 }
 
+/// Pairs and buckets that were computed with the published code.
+#[test]
+fn bigram_buckets_of_published_pairs() {
+    let gpu = Gpu::new();
+    // (current, previous), and the bucket of 2048, 3072 and 4096.
+    let pairs = [
+        (0, 0, [0, 0, 0]),
+        (1, 0, [1514, 2532, 3553]),
+        (0, 1, [580, 2623, 2621]),
+        (5, 7, [704, 2750, 702]),
+        (1023, 1023, [977, 301, 476]),
+        (17, 1000, [169, 938, 1835]),
+        (512, 3, [2042, 2098, 3662]),
+    ];
+    let ids: Vec<u16> = pairs
+        .iter()
+        .flat_map(|&(now, before, _)| [before, now])
+        .collect();
+    let ids_d = gpu.u16(&ids);
+    for (k, buckets) in [2048u16, 3072, 4096].into_iter().enumerate() {
+        let index = gpu.poison(2 * ids.len() as u64);
+        let rows = ids.len() as u64;
+        gpu.kernels
+            .bigram_index(
+                &gpu.stream,
+                ids_d.ptr(),
+                index.ptr(),
+                rows,
+                2,
+                u64::from(buckets),
+            )
+            .unwrap();
+        gpu.wait();
+        let want: Vec<u16> = pairs.iter().flat_map(|p| [buckets - 1, p.2[k]]).collect();
+        assert_eq!(index.read_u16(), want, "{buckets} buckets");
+    }
+}
+
 #[test]
 fn embedding_both_ways() {
     let gpu = Gpu::new();
@@ -38,6 +76,10 @@ fn embedding_both_ways() {
         (3, 50, 128, true),
         (2, 70, 512, true),
         (1, 90, 192, false),
+        (3, 9, 640, true),
+        (1, 37, 1024, true),
+        (2, 11, 2048, true),
+        (7, 1, 1088, false),
     ]
     .into_iter()
     .enumerate()
@@ -166,6 +208,7 @@ fn rows_are_sorted_stably_and_summed() {
         (2500, 300, 128, 160),
         (1100, 7, 512, 512),
         (70, 600, 64, 64),
+        (40, 9, 2048, 2048),
     ] {
         let what = format!("{rows} rows, {buckets} buckets, {columns} columns");
         let mut random = Random::new(700 + rows);
@@ -242,16 +285,24 @@ fn rows_are_sorted_stably_and_summed() {
 #[test]
 fn value_embedding_gradients() {
     let gpu = Gpu::new();
-    for (layers, n) in [(1u64, 8u64), (2, 256 * 64), (4, 4104)] {
+    for (layers, n) in [(1u64, 8u64), (2, 256 * 64), (4, 4104), (7, 2048), (16, 520)] {
         let mut random = Random::new(800 + n);
         let tables = random.f32(layers * n, 1.0);
         let projected = random.bf16(n, 1.0);
         let scales = random.f32(layers, 1.0);
         let (tables_d, projected_d) = (gpu.f32(&tables), gpu.bf16(&projected));
-        let scale_buffers: Vec<_> = scales.iter().map(|&s| gpu.f32(&[s])).collect();
-        let pointers: Vec<_> = scale_buffers.iter().map(|b| b.ptr()).collect();
+        // As in the arena: each in a place of its own, equally far apart.
+        let places: Vec<f64> = scales
+            .iter()
+            .flat_map(|&s| [s, f64::NAN, f64::NAN])
+            .collect();
+        let scales_d = gpu.f32(&places);
+        let pointers: Vec<_> = (0..layers).map(|j| scales_d.ptr().offset(12 * j)).collect();
         let grid = u64::from(flat_grid(n));
-        let (out, partial) = (gpu.poison(2 * n), gpu.poison(16 * grid));
+        let (out, partial) = (
+            gpu.poison(2 * n),
+            gpu.poison(4 * MOST_VALUE_EMBEDDINGS * grid),
+        );
         gpu.kernels
             .value_embedding_combine(
                 &gpu.stream,
@@ -275,7 +326,11 @@ fn value_embedding_gradients() {
         assert_bf16("combined", &out.read_bf16(), &want, 1.0);
         let sums = partial.read_f32();
         for j in 0..layers as usize {
-            let got: f64 = sums.iter().skip(j).step_by(4).sum();
+            let got: f64 = sums
+                .iter()
+                .skip(j)
+                .step_by(MOST_VALUE_EMBEDDINGS as usize)
+                .sum();
             let want: f64 = (0..n).map(|i| tables[j * n + i] * projected[i]).sum();
             assert_f32("dscale", &[got], &[want], 200.0);
         }

@@ -224,3 +224,95 @@ fn newton_schulz_of_wide_square_and_tall_banks() {
         assert!(error < 0.03, "{bank:?}: distance {error}");
     }
 }
+
+/// The test values of the published parity vectors, -0.5 to 0.5.
+fn unit_value(name: &str, i: u32) -> f64 {
+    let hash = name.bytes().fold(0x811c_9dc5u32, |h, b| {
+        (h ^ u32::from(b)).wrapping_mul(0x0100_0193)
+    });
+    let mut h = i.wrapping_mul(2_654_435_761).wrapping_add(hash);
+    h = (h ^ (h >> 16)).wrapping_mul(0x85eb_ca6b);
+    h = (h ^ (h >> 13)).wrapping_mul(0xc2b2_ae35);
+    (f64::from(h ^ (h >> 16)) + 0.5) / 4_294_967_296.0 - 0.5
+}
+
+/// A 4 x 6 matrix, computed with the published code in f64. On the device it lies in the corner of an 8 x 8 one: rows and columns of
+/// zeros stay zeros, and add nothing.
+#[test]
+fn newton_schulz_of_the_published_vector() {
+    let want = [
+        [
+            -0.05279303,
+            0.20809498,
+            0.56134982,
+            0.17193487,
+            -0.59840298,
+            -0.46073727,
+        ],
+        [
+            -0.35389733,
+            0.60829056,
+            -0.16082545,
+            0.48667605,
+            0.45843135,
+            -0.18259329,
+        ],
+        [
+            -0.39675578,
+            -0.60632441,
+            0.02576757,
+            0.19541379,
+            -0.38447969,
+            0.22809001,
+        ],
+        [
+            -0.16114087,
+            -0.36636532,
+            -0.46419175,
+            -0.41081213,
+            0.27059925,
+            -0.42064899,
+        ],
+    ];
+    let g: Vec<f64> = (0..24)
+        .map(|i| f64::from(unit_value("ns_test", i) as f32))
+        .collect();
+    let exact = newton_schulz(&g, 4, 6);
+    for (got, want) in exact.iter().zip(want.iter().flatten()) {
+        assert!((got - want).abs() < 2e-8, "{got} {want}");
+    }
+    let gpu = Gpu::new();
+    let norm = g.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let place = |e: usize| (e / 6) * 8 + e % 6;
+    let mut padded = vec![0.0; 64];
+    (0..24).for_each(|e| padded[place(e)] = bf16(bf16(g[e]) / norm));
+    let bank = Bank {
+        matrices: 1,
+        rows: 8,
+        columns: 8,
+    };
+    let (x, y) = (gpu.bf16(&padded), gpu.poison(128));
+    let (gram, polynomial) = (gpu.poison(128), gpu.poison(128));
+    let buffers = NewtonSchulz {
+        x: x.ptr(),
+        y: y.ptr(),
+        gram: gram.ptr(),
+        polynomial: polynomial.ptr(),
+    };
+    gpu.kernels
+        .newton_schulz(&gpu.stream, bank, buffers)
+        .unwrap();
+    gpu.wait();
+    let got = y.read_bf16();
+    for e in 0..24 {
+        // The published bf16 path is up to 0.035 away.
+        assert!(
+            (got[place(e)] - exact[e]).abs() < 0.05,
+            "{e}: {} {}",
+            got[place(e)],
+            exact[e]
+        );
+    }
+    let outside = (0..64).filter(|e| e / 8 >= 4 || e % 8 >= 6);
+    assert!(outside.into_iter().all(|e| got[e] == 0.0));
+}

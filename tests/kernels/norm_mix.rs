@@ -3,8 +3,18 @@ use birdie::kernels::norm_mix::{Entry, Mix, MixGradients, row_partials};
 use crate::device::Gpu;
 use crate::numbers::{Random, assert_bf16, assert_close, assert_f32, inverse_rms, norm_gradient};
 
-/// Rows and width: the smallest, odd row counts, widths of both kernels.
-const SHAPES: [(u64, u64); 5] = [(1, 64), (37, 128), (70, 192), (5, 512), (300, 128)];
+/// Rows and width: the smallest, odd row counts, widths of all kernels.
+const SHAPES: [(u64, u64); 9] = [
+    (1, 64),
+    (37, 128),
+    (70, 192),
+    (5, 512),
+    (300, 128),
+    (19, 576),
+    (6, 1024),
+    (7, 1088),
+    (3, 2048),
+];
 
 fn normed(x: &[f64], s: f64, d: usize) -> Vec<f64> {
     x.chunks_exact(d)

@@ -21,16 +21,23 @@ fn rotate(x: &mut [f64], rope: &[f64], sign: f64) {
 #[test]
 fn both_ways_in_every_mode() {
     let gpu = Gpu::new();
-    // sequences, tokens, KV, value embedding, mix, gate columns, role of dv_first
+    // sequences, tokens, KV and heads for each, value embedding, mix, gate columns, role of dv_first
     let cases = [
-        (1u64, 1u64, 1u64, false, 0, 0u64, FirstRole::None),
-        (2, 33, 1, true, 1, 0, FirstRole::Write),
-        (1, 70, 2, false, 2, 16, FirstRole::Add),
-        (1, 40, 4, true, 2, 16, FirstRole::Add),
-        (2, 19, 1, false, 0, 0, FirstRole::Take),
-        (1, 9, 8, true, 1, 0, FirstRole::Add),
+        (1u64, 1u64, (1u64, 2u64), false, 0, 0u64, FirstRole::None),
+        (2, 33, (1, 2), true, 1, 0, FirstRole::Write),
+        (1, 70, (2, 2), false, 2, 16, FirstRole::Add),
+        (1, 40, (4, 2), true, 2, 16, FirstRole::Add),
+        (2, 19, (1, 2), false, 0, 0, FirstRole::Take),
+        (1, 9, (8, 2), true, 1, 0, FirstRole::Add),
+        (2, 45, (1, 1), true, 2, 16, FirstRole::Add),
+        (1, 71, (3, 1), true, 1, 0, FirstRole::Write),
+        (1, 39, (3, 4), false, 2, 16, FirstRole::Add),
+        (2, 21, (5, 3), true, 1, 0, FirstRole::Add),
+        (1, 13, (1, 32), false, 0, 32, FirstRole::Take),
+        (1, 11, (32, 1), true, 2, 32, FirstRole::Write),
+        (1, 5, (2, 32), true, 1, 0, FirstRole::Add),
     ];
-    for (i, (sequences, tokens, kv_heads, embedded, mode, extra_columns, role)) in
+    for (i, (sequences, tokens, (kv_heads, group), embedded, mode, extra_columns, role)) in
         cases.into_iter().enumerate()
     {
         let what = format!("case {i}");
@@ -38,7 +45,7 @@ fn both_ways_in_every_mode() {
             sequences,
             tokens,
             kv_heads,
-            group: 2,
+            group,
         };
         let (heads, kv, columns) = (
             shape.heads() as usize,

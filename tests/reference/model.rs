@@ -114,6 +114,11 @@ impl<'a> Reference<'a> {
         }
     }
 
+    /// The weights as the products use them: fake-quantized where QAT is on.
+    pub fn used_weights(&self) -> Tensors {
+        self.weights.clone()
+    }
+
     /// With gradients of the embedding tables as the published runs store them.
     pub fn with_bf16_tables(mut self, yes: bool) -> Self {
         self.bf16_tables = yes;
