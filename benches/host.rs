@@ -1,13 +1,14 @@
-//! Speed of what runs on the host: `cargo bench --bench host`.
+//! Speed of what runs on the host: `cargo bench --bench host`; `-- --quick` for a first look, a name's part to pick some. The figures of
+//! one machine are in docs/benchmarks.md.
 
-use birdie::artifact::{Artifact, Coder, compress};
+use birdie::artifact::{Artifact, Coder, compress, safetensors};
 use birdie::data::{BatchShape, ByteTable, TokenStream, Tokenizer, shard};
-use birdie::evaluate::sliding_windows;
+use birdie::evaluate::{chunked, sliding_windows};
 use birdie::parity::rule::{Uniform, weight};
 use birdie::quantize::{QuantizedTensor, RowCodes, Stored, clip_search, gptq, packing};
 use birdie::recipe::Compressor;
-use birdie::train::engine::Element;
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use birdie::train::engine::{Element, NamedTensor};
+use criterion::{BatchSize, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
 
 fn tokens(count: usize) -> Vec<u16> {
@@ -60,15 +61,24 @@ fn bytes(c: &mut Criterion) {
     let table: ByteTable = Tokenizer::open("fineweb_1024_bpe.model", &folder)
         .expect("the model opens")
         .byte_table();
-    let stream = tokens(4_000_000);
+    // The published validation set: 62,021,632 targets.
+    const TARGETS: usize = 62_021_632;
+    let stream = tokens(TARGETS + 1);
     let mut group = c.benchmark_group("bits per byte");
-    group.throughput(Throughput::Elements(stream.len() as u64));
-    group.bench_function("bytes of 4 M tokens", |b| {
+    group.sample_size(10);
+    group.throughput(Throughput::Elements(TARGETS as u64));
+    group.bench_function("bytes of 62 M tokens", |b| {
         b.iter(|| table.total(black_box(&stream)))
     });
-    group.bench_function("windows of 4 M tokens, stride 64", |b| {
+    group.bench_function("chunked score of 62 M tokens, the model free", |b| {
+        let mut scorer = |_: &[u16], targets: &[u16], _: usize| Ok(vec![1.0; targets.len()]);
         b.iter(|| {
-            sliding_windows(black_box(4_000_000), 2048, 64)
+            chunked(&mut scorer, &stream, &table, 2048, 32, &mut |_, _| {}).expect("it scores")
+        })
+    });
+    group.bench_function("windows of 62 M tokens, stride 64", |b| {
+        b.iter(|| {
+            sliding_windows(black_box(TARGETS), 2048, 64)
                 .map(|w| w.len - w.first_scored)
                 .sum::<usize>()
         })
@@ -80,18 +90,90 @@ fn matrix(rows: usize, cols: usize) -> Vec<f32> {
     weight(7, "matrix", &[rows, cols], &[0.0], 0.5)
 }
 
-fn quantizers(c: &mut Criterion) {
-    let (rows, cols) = (1536, 512);
-    let weights = matrix(rows, cols);
+/// X^T X of 1024 inputs.
+fn hessian(cols: usize) -> Vec<f32> {
     let mut hessian = vec![0.0f32; cols * cols];
     let x = matrix(1024, cols);
     for row in x.chunks_exact(cols) {
-        for (i, a) in row.iter().enumerate() {
-            for (h, b) in hessian[i * cols..][..cols].iter_mut().zip(row) {
+        for (a, h) in row.iter().zip(hessian.chunks_exact_mut(cols)) {
+            for (h, b) in h.iter_mut().zip(row) {
                 *h += a * b;
             }
         }
     }
+    hessian
+}
+
+/// Matrices of one published block: shape and how many.
+const BLOCK: [(usize, usize, usize); 4] =
+    [(512, 512, 2), (256, 512, 2), (1536, 512, 1), (512, 1536, 1)];
+const LAYERS: usize = 11;
+
+/// All 66 matrices of an 11-layer model, one after the other.
+fn whole_model(c: &mut Criterion) {
+    let hessians = [(512, hessian(512)), (1536, hessian(1536))];
+    let matrices: Vec<(usize, Vec<f32>)> = BLOCK
+        .iter()
+        .flat_map(|&(rows, cols, count)| {
+            (0..count * LAYERS).map(move |_| (cols, matrix(rows, cols)))
+        })
+        .collect();
+    let elements: usize = matrices.iter().map(|m| m.1.len()).sum();
+    let mut group = c.benchmark_group("quantize 11 layers");
+    group.sample_size(10);
+    group.sampling_mode(SamplingMode::Flat);
+    group.throughput(Throughput::Elements(elements as u64));
+    group.bench_function("GPTQ int6", |b| {
+        b.iter(|| {
+            for (cols, weights) in &matrices {
+                let (_, hessian) = &hessians[usize::from(*cols == 1536)];
+                black_box(gptq::quantize(weights, *cols, hessian, 6).expect("positive definite"));
+            }
+        })
+    });
+    group.bench_function("clip search int6", |b| {
+        b.iter(|| {
+            for (cols, weights) in &matrices {
+                black_box(clip_search::search(weights, *cols, 6));
+            }
+        })
+    });
+    group.finish();
+}
+
+/// Reading the weights of an 11-layer model from a safetensors file.
+fn interchange(c: &mut Criterion) {
+    let mut tensors = Vec::new();
+    for (kind, &(rows, cols, count)) in BLOCK.iter().enumerate() {
+        for i in 0..count * LAYERS {
+            tensors.push(NamedTensor {
+                name: format!("blocks.{i}.{kind}.weight"),
+                shape: vec![rows, cols],
+                stored: Element::F32,
+                values: matrix(rows, cols),
+            });
+        }
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("model.safetensors");
+    let file = safetensors::encode(&tensors, "bench").expect("it encodes");
+    std::fs::write(&path, &file).expect("it is written");
+    let mut group = c.benchmark_group("safetensors of 11 layers");
+    group.sample_size(10);
+    group.throughput(Throughput::Bytes(file.len() as u64));
+    group.bench_function("import", |b| {
+        b.iter(|| safetensors::load(black_box(&path)).expect("it loads"))
+    });
+    group.bench_function("export", |b| {
+        b.iter(|| safetensors::encode(black_box(&tensors), "bench").expect("it encodes"))
+    });
+    group.finish();
+}
+
+fn quantizers(c: &mut Criterion) {
+    let (rows, cols) = (1536, 512);
+    let weights = matrix(rows, cols);
+    let hessian = hessian(cols);
     let mut group = c.benchmark_group("quantize 1536x512");
     group.sample_size(10);
     group.throughput(Throughput::Elements((rows * cols) as u64));
@@ -191,5 +273,14 @@ fn artifacts(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, loader, tokenizer, bytes, quantizers, artifacts);
+criterion_group!(
+    benches,
+    loader,
+    tokenizer,
+    bytes,
+    quantizers,
+    whole_model,
+    artifacts,
+    interchange
+);
 criterion_main!(benches);
