@@ -40,7 +40,11 @@ impl Program {
             let all = threads.saturating_mul(b.minnctapersm.unwrap_or(1).max(1));
             (REGISTERS_PER_SM / all) & !7
         });
-        let needs = (self.registers + 8).next_multiple_of(8);
+        let mut needs = (self.registers + 8).next_multiple_of(8);
+        if b.maxntid.or(b.reqntid).is_none() {
+            // What the PTX names is more than the machine code keeps; an estimate must not forbid a block of 1024 threads.
+            needs = needs.min(REGISTERS_PER_SM / 1024);
+        }
         // setmaxnreg works on what the bounds allow, whatever the code before it needs.
         let sets = self
             .sites
