@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use birdie_kernel_compiler::compile::compile_all;
 use birdie_kernel_compiler::manifest::{Manifest, PTX_DIR};
 use birdie_kernel_compiler::ptx_text;
+use birdie_kernel_compiler::sources::LAB;
 use birdie_kernel_compiler::toolchain::{self, Toolchain};
 
 /// The names of the trampolines, in the order of the slots.
@@ -51,6 +52,7 @@ fn kernels(root: &Path, out: &Path) -> Result<(), String> {
             let compiled = compile_all(root, &toolchain, &dir, threads)?;
             let rows = compiled
                 .into_iter()
+                .filter(|kernel| !kernel.source.name.starts_with(LAB))
                 .map(|kernel| Row {
                     ptx: dir.join(format!("{}.ptx", kernel.source.name)),
                     name: kernel.source.name,
@@ -97,6 +99,7 @@ fn committed(root: &Path) -> Result<Vec<Row>, String> {
     Ok(manifest
         .files
         .iter()
+        .filter(|file| !file.name.starts_with(LAB))
         .map(|file| Row {
             name: file.name.clone(),
             ptx: root.join(PTX_DIR).join(format!("{}.ptx", file.name)),

@@ -53,7 +53,8 @@ pub fn compile_all(
     threads: usize,
 ) -> Result<Vec<Compiled>, String> {
     let sources = sources::list(root, NVCC_FLAGS)?;
-    std::fs::create_dir_all(out).map_err(|error| format!("{}: {error}", out.display()))?;
+    let lab = out.join(sources::LAB);
+    std::fs::create_dir_all(&lab).map_err(|error| format!("{}: {error}", lab.display()))?;
     let next = AtomicUsize::new(0);
     let results: Mutex<Vec<Option<Result<Compiled, String>>>> =
         Mutex::new(sources.iter().map(|_| None).collect());

@@ -60,7 +60,7 @@ impl Manifest {
     pub fn write(&self, root: &Path, compiled: &[Compiled]) -> Result<(), String> {
         let dir = root.join(PTX_DIR);
         let failed = |error: std::io::Error| format!("{PTX_DIR}: {error}");
-        std::fs::create_dir_all(&dir).map_err(failed)?;
+        std::fs::create_dir_all(dir.join(sources::LAB)).map_err(failed)?;
         for name in stray_files(root, self) {
             std::fs::remove_file(dir.join(name)).map_err(failed)?;
         }
@@ -126,19 +126,24 @@ fn describe_file(kernel: &Compiled) -> File {
     }
 }
 
-/// PTX files directly in `ptx/` that the manifest does not name. Folders below hold hand-written PTX.
+/// PTX files in `ptx/` and `ptx/lab/` that the manifest does not name. Other folders hold hand-written PTX.
 fn stray_files(root: &Path, manifest: &Manifest) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(root.join(PTX_DIR)) else {
-        return Vec::new();
-    };
-    let mut out: Vec<String> = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|file| {
-            file.strip_suffix(".ptx")
-                .is_some_and(|name| !manifest.files.iter().any(|known| known.name == name))
-        })
-        .collect();
+    let mut out = Vec::new();
+    for folder in ["", sources::LAB] {
+        let Ok(entries) = std::fs::read_dir(root.join(PTX_DIR).join(folder)) else {
+            continue;
+        };
+        out.extend(
+            entries
+                .flatten()
+                .filter_map(|entry| entry.file_name().into_string().ok())
+                .map(|file| format!("{folder}{file}"))
+                .filter(|file| {
+                    file.strip_suffix(".ptx")
+                        .is_some_and(|name| !manifest.files.iter().any(|known| known.name == name))
+                }),
+        );
+    }
     out.sort();
     out
 }

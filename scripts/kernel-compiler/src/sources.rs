@@ -21,18 +21,25 @@ pub struct Source {
     pub includes: Vec<PathBuf>,
 }
 
-/// All shipped kernels: `cuda/*.cu`. Folders below (headers, the lab) hold none.
+/// The folder of kernels that are tested and not shipped, in `cuda/` and in `ptx/`.
+pub const LAB: &str = "lab/";
+
+/// All kernels: `cuda/*.cu`, which are shipped, then `cuda/lab/*.cu`, whose names start with [`LAB`]. Other folders hold headers.
 pub fn list(root: &Path, flags: &[&str]) -> Result<Vec<Source>, String> {
-    let dir = root.join(CUDA_DIR);
-    let Ok(entries) = std::fs::read_dir(&dir) else {
-        return Ok(Vec::new());
-    };
-    let mut names: Vec<String> = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter_map(|file| file.strip_suffix(".cu").map(str::to_owned))
-        .collect();
-    names.sort();
+    let mut names = Vec::new();
+    for folder in ["", LAB] {
+        let dir = root.join(CUDA_DIR).join(folder);
+        let Ok(entries) = std::fs::read_dir(&dir) else {
+            continue;
+        };
+        let mut here: Vec<String> = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter_map(|file| Some(format!("{folder}{}", file.strip_suffix(".cu")?)))
+            .collect();
+        here.sort();
+        names.extend(here);
+    }
     names
         .into_iter()
         .map(|name| describe(root, &name, flags))
