@@ -60,7 +60,7 @@ fn lower(module: &Module) -> Result<LowerCx<'_>, String> {
 type State = HashMap<String, [u128; LANES]>;
 
 /// Runs lowered code on one warp.
-fn execute(cx: &LowerCx, before: &State, mask: u32) -> State {
+fn execute(cx: &mut LowerCx, before: &State, mask: u32) -> State {
     static DEVICE: OnceLock<Device> = OnceLock::new();
     let device = DEVICE.get_or_init(|| {
         let settings = Settings {
@@ -74,7 +74,7 @@ fn execute(cx: &LowerCx, before: &State, mask: u32) -> State {
         ops: Vec::new(),
         effects: Vec::new(),
         sites: Arc::default(),
-        ext: Vec::new(),
+        ext: std::mem::take(&mut cx.ext),
         lists: Vec::new(),
         init: Vec::new(),
         rows: cx.next_row,
@@ -150,6 +150,7 @@ fn execute(cx: &LowerCx, before: &State, mask: u32) -> State {
         // SAFETY: as above.
         assert_eq!(unsafe { (op.run)(&mut context, op) }, Flow::Next);
     }
+    cx.ext = program.ext;
     let mut after = State::new();
     for (n, register) in cx.function.registers.iter().enumerate() {
         let (row, width) = (cx.register_rows[n], bits(register.ty));
@@ -195,13 +196,13 @@ fn check(
     let module = module(code, spec);
     census::checked(&module);
     for level in LEVELS.into_iter().filter(|&l| l <= detected()) {
-        let cx = with_level(level, || lower(&module)).unwrap_or_else(|e| panic!("{code}: {e}"));
+        let mut cx = with_level(level, || lower(&module)).unwrap_or_else(|e| panic!("{code}: {e}"));
         for mask in MASKS {
             let mut before = inputs.clone();
             for &output in outputs {
                 before.entry(output.into()).or_insert([1; LANES]);
             }
-            let after = execute(&cx, &before, mask);
+            let after = execute(&mut cx, &before, mask);
             for lane in 0..LANES {
                 let expected = want(lane);
                 for (&output, expected) in outputs.iter().zip(expected) {

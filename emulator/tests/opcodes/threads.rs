@@ -78,7 +78,7 @@ pub fn run(bench: &mut Bench, wanted: &BTreeSet<&str>) {
     );
     single(
         bench,
-        "nanosleep.u32 20; griddepcontrol.wait; setp.lt.u32 %p,%t,7; mov.u32 %x,1; @%p bra A; mov.u32 %x,2; bra.uni B; A: add.u32 %x,%x,10; B:",
+        "nanosleep.u32 20; griddepcontrol.wait; fence.proxy.async.global; setp.lt.u32 %p,%t,7; mov.u32 %x,1; @%p bra A; mov.u32 %x,2; bra.uni B; A: add.u32 %x,%x,10; B:",
         &|l| if l < 7 { 11 } else { 2 },
     );
     single(

@@ -334,5 +334,4 @@ fn refusals() {
     refused("min.relu.u32 d, a, b;", "d32 a32 b32");
     refused("add.f32x2 d, a, b;", "d64 a64 b64");
     refused("add.s32 d, a, b;", "d32 a64 b32");
-    refused("vadd.s32.s32.s32 d, a, b;", "d32 a32 b32");
 }
