@@ -37,6 +37,12 @@
 //
 // 5. Floor (predicted, recipes' largest case M = 98304): 2MNK / 798 TFLOP/s or (MK + NK + MN) * 2 B / 3.0 TB/s, whichever
 //    is longer: 129 us for [98304x512]x[512x1024], compute-bound; 65 against 101 us for N = K = 512 with aux, memory-bound.
+//    Counted for K = 512, per 128x256 of D (machine code of ptxas 13.0 followed by hand, gemm_nt_bf16; bytes by shapes):
+//                                          wide      two square   two square tiles with two warpgroups in step, the design before
+//      issue slots of a consumer warp       793          1202       1122
+//      of these per k-block                  70           120        114     CUTLASS 4.7.0, cooperative 128x128x64, fp16: 92
+//      bytes out of L2                   256 KB        512 KB     512 KB
+//      wgmma clocks (both consumers)       8192          8192       8192
 //
 // 6. Fences and waits, and what breaks without them:
 //      full[s]                consumers multiply bytes that have not landed

@@ -96,8 +96,8 @@ struct Pipeline {
                                                      i32 m, i32 n, i32 k_begin, i32 k_end, i32 batch, u32 rank) {
     for (i32 kb = k_begin; kb < k_end; ++kb) {
       const u32 s = ring.stage;
-      if constexpr (CLUSTER > 1) cluster_wait(&barriers.empty[s], ring.phase ^ 1);
-      else mbarrier_wait(&barriers.empty[s], ring.phase ^ 1);
+      // NOTE: not cluster_wait: nothing is read after it through the generic proxy, and an acquire from the cluster empties L1.
+      mbarrier_wait(&barriers.empty[s], ring.phase ^ 1);
       mbarrier_arrive_expect(&barriers.full[s], A_BYTES + B_BYTES);
       load_operand<A_MAJOR, BLOCK_M, PARTS_A>(stages.a[s], a, &barriers.full[s], m, kb * BLOCK_K, batch, rank);
       load_operand<B_MAJOR, BLOCK_N, PARTS_B>(stages.b[s], b, &barriers.full[s], n, kb * BLOCK_K, batch, rank);
@@ -108,7 +108,7 @@ struct Pipeline {
   // A warp of a consumer no longer reads a stage.
   static __device__ __forceinline__ void release(Barriers &barriers, u32 stage, u32 lane) {
     if constexpr (CLUSTER > 1) {
-      if (lane < CLUSTER) cluster_arrive(cluster_address(&barriers.empty[stage], lane));
+      if (lane < CLUSTER) cluster_arrive_after_reads(cluster_address(&barriers.empty[stage], lane));
     } else {
       if (lane == 0) mbarrier_arrive(&barriers.empty[stage]);
     }

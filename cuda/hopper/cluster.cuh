@@ -31,6 +31,12 @@ __device__ __forceinline__ void cluster_store(u32 address, float value) {
 __device__ __forceinline__ void cluster_arrive(u32 address) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory");
 }
+// The same with the default scope, the CTA: for those who have only read, through the async proxy, and whose reads have ended
+// (wgmma_wait): there is nothing to release. A release to the cluster is MEMBAR.ALL.GPU in machine code.
+// WHY NOT .relaxed: it needs PTX 8.6, and ours is 8.0 so that older drivers take it.
+__device__ __forceinline__ void cluster_arrive_after_reads(u32 address) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory");
+}
 // ISA: "mbarrier.try_wait" on our own barrier, on which other CTAs arrive: acquires from the cluster.
 __device__ __forceinline__ void cluster_wait(u64 *barrier, u32 parity) {
   u32 done = 0;
