@@ -131,10 +131,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int i = 0; i < 8; ++i) g[i] *= s;
       }
-      float d = dot_head(g, value);
       if (xsa) {
         const float e = dot_head(g, direction); // g . v^
-        d -= a * e;
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
           dv[i] -= a * g[i] + e * value[i];
@@ -142,6 +140,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         }
       }
       if (live && dy != nullptr) store8(dy + place, g);
+      // From dy as it is stored: the backward pass subtracts delta from products with the stored values, and what the two do not
+      // share would stay in the gradients of q and k.
+#pragma unroll
+      for (int i = 0; i < 8; ++i) g[i] = bf16_value(to_bf16(g[i]));
+      const float d = dot_head(g, value);
       if (padded < rows && u.lane == 0) delta[(i64(b) * H + head) * Tp + t] = live ? d : 0.f;
     }
     if (xsa) {

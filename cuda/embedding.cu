@@ -275,7 +275,7 @@ extern "C" __global__ void __launch_bounds__(SUM_THREADS)
 extern "C" __global__ void __launch_bounds__(256)
     value_embedding_combine(const float *tables, i32 layers, const float *scales, i32 scale_stride, const bf16 *projected,
                             bf16 *out, float *partial, u64 n) {
-  __shared__ float of_warp[VE_LAYERS][8];
+  __shared__ float of_warp[VE_LAYERS][9]; // one more than warps: the column sums below read a bank each
   float scale[VE_LAYERS], dot[VE_LAYERS] = {};
 #pragma unroll
   for (int j = 0; j < VE_LAYERS; ++j) scale[j] = j < layers ? scales[i64(j) * scale_stride] : 0.f;

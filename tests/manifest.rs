@@ -62,8 +62,9 @@ fn products_of_matrices_are_on_the_tensor_cores() {
             "{file}: {} has no HGMMA",
             entry.name
         );
+        // The ladder has one step on mma.sync on purpose.
         assert!(
-            !ptx.contains("mma.sync"),
+            file.starts_with("lab/") || !ptx.contains("mma.sync"),
             "{file}: {}: mma.sync reaches two thirds of wgmma's rate",
             entry.name
         );

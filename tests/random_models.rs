@@ -97,7 +97,8 @@ fn random_recipe(seed: u64, most_heads: usize) -> (Recipe, usize) {
         mlp_mult: 1 + c.below(4),
         bigram_vocab_size: buckets,
         bigram_dim,
-        xsa_last_n: c.below(layers + 1),
+        // A lone token's attention is its own value, of which XSA leaves nothing: all that is left of it is rounding.
+        xsa_last_n: c.below(layers + 1) * usize::from(seq_len > 1),
         ve_dim,
         ve_enabled: true,
         ve_layers,
@@ -395,10 +396,14 @@ fn random_models_compute_what_the_reference_computes() {
                 tally.rows.len()
             );
             assert!(tally.rows.len() > 100, "{what}");
-            // A mean over a few tokens of a small vocabulary is not within 5e-4 of itself in bf16.
-            let required = tally.strict.iter().all(|row| {
-                row.passes() || (row.quantity == "loss" && row.error() < 4.0 * case.loss_noise)
-            });
+            // A mean over a few tokens of a small vocabulary is not within 5e-4 of itself in bf16: the logits, about as large as
+            // the loss, are stored with 8 bits, which the noise of the weights does not know.
+            let tokens = (case.batch * case.seq_len) as f64;
+            let slack = 4.0 * case.loss_noise + case.loss / (256.0 * tokens.sqrt());
+            let required = tally
+                .strict
+                .iter()
+                .all(|row| row.passes() || (row.quantity == "loss" && row.error() < slack));
             if !required || tally.misses() > tally.allowed_misses() {
                 failures.push(format!("{what}\n{}", tally.report(12)));
             }

@@ -375,12 +375,12 @@ impl Workspace {
             query_sums: reserve(
                 "sums of d q",
                 Element::F32,
-                &[config.heads, sizes.train.padded_tokens(), HEAD_DIM],
+                &[config.heads, sizes.backward_padded_tokens, HEAD_DIM],
             ),
             query_turns: reserve(
                 "turns at d q",
                 Element::I32,
-                &[config.heads, sizes.train.padded_tokens() / 32],
+                &[config.heads, sizes.backward_padded_tokens / 32],
             ),
             dv_extra: reserve("dv of xsa", Element::Bf16, &[n, kv]),
             dv_first: reserve("dv of the first layer", Element::Bf16, &[n, kv]),

@@ -152,6 +152,19 @@ fn xsa_and_gate_both_ways() {
                 want_bias[h] += dlogit;
             }
         }
+        // Delta belongs to dy as it is stored (which is compared below): what it did not share with dy would not cancel in attention.
+        if !plain {
+            let stored = dy.read_bf16();
+            for (row, h) in (0..rows).flat_map(|row| (0..heads).map(move |h| (row, h))) {
+                let place = (row * heads + h) * D;
+                let (b, t) = (row / tokens as usize, row % tokens as usize);
+                want_delta[(b * heads + h) * padded + t] = stored[place..][..D]
+                    .iter()
+                    .zip(&y[place..])
+                    .map(|(d, y)| d * y)
+                    .sum();
+            }
+        }
         assert_bf16(&format!("out, {what}"), &out.read_bf16(), &want_out, 1.0);
         assert_f32(
             &format!("delta, {what}"),
