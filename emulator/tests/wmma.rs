@@ -4,8 +4,11 @@
 mod common;
 use common::*;
 
+/// Rows, columns and depth.
+type Shape = (usize, usize, usize);
+
 /// A type of A and B, of C and D, its shapes, and how many bits an element has.
-const KINDS: [(&str, &str, &[(usize, usize, usize)], usize); 10] = [
+const KINDS: [(&str, &str, &[Shape], usize); 10] = [
     ("f16", "f32", SQUARE, 16),
     ("f16", "f16", SQUARE, 16),
     ("bf16", "f32", SQUARE, 16),

@@ -33,7 +33,7 @@ pub struct File {
 enum Kind {
     Model(Box<Case>),
     Quantizers(Quantizers),
-    Scoring(Scoring),
+    Scoring(Box<Scoring>),
     NewtonSchulz(NewtonSchulzCase),
     Storage(StorageCase),
 }
@@ -58,7 +58,7 @@ impl File {
         let head: Head = parse(path, &text)?;
         let kind = match (head.recipe.as_str(), head.case.as_str()) {
             ("all", "Q") => Kind::Quantizers(parse(path, &text)?),
-            ("all", "V") => Kind::Scoring(parse(path, &text)?),
+            ("all", "V") => Kind::Scoring(Box::new(parse(path, &text)?)),
             ("all", "M") => Kind::NewtonSchulz(parse(path, &text)?),
             ("all", "P") => Kind::Storage(parse(path, &text)?),
             ("all", other) => {

@@ -221,7 +221,7 @@ pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
     let c = oc.map(bare);
     let nc = c.as_ref().is_some_and(|c| c.2);
     v.negate = [na != nb, nc];
-    if !mad && (na || nb || nc) || v.plus_one && (na || nb || nc) || v.negate == [true, true] {
+    if (!mad || v.plus_one) && (na || nb || nc) || v.negate == [true, true] {
         return cx.unsupported(i, "these operands cannot be negated");
     }
     if c.as_ref().is_some_and(|c| c.1.is_some()) {

@@ -124,7 +124,8 @@ fn scalar_shifts_and_comparisons() {
             }
         }
     }
-    let relations: [(&str, fn(&i128, &i128) -> bool); 6] = [
+    type Relation = fn(&i128, &i128) -> bool;
+    let relations: [(&str, Relation); 6] = [
         ("eq", i128::eq),
         ("ne", i128::ne),
         ("lt", i128::lt),
@@ -260,7 +261,7 @@ fn simd_of_half_words_and_bytes() {
     }
     // Without selectors the lanes are those of a and of b.
     fuzz("vadd2.u32.u32.u32 d, a, b, c;", "d32 a32 b32 c32", |v| {
-        (v[0] + v[1]) & 0xffff | ((v[0] >> 16) + (v[1] >> 16) & 0xffff) << 16
+        (v[0] + v[1]) & 0xffff | (((v[0] >> 16) + (v[1] >> 16)) & 0xffff) << 16
     });
 }
 
