@@ -196,6 +196,9 @@ fn payload_bytes(entry: &[u8], payload: &[u8], total: &mut u64) -> Result<Vec<u8
     Ok(text)
 }
 
+/// No fatbin is larger than this many bytes: garbage after the magic number, taken for a size, would lead out of the program's memory.
+const LARGEST: usize = 1 << 30;
+
 /// The extent of an image that a program gave by its address alone.
 ///
 /// # Safety
@@ -222,8 +225,8 @@ pub unsafe fn image_bytes<'a>(image: *const u8) -> Result<&'a [u8], FatbinError>
             let size = u64_at(header, 8).and_then(|size| usize::try_from(size).ok());
             let size = size.and_then(|size| size.checked_add(usize::from(u16_at(header, 6)?)));
             match size {
-                // SAFETY: as the caller promises; `isize::MAX` is the largest slice there can be.
-                Some(size) if isize::try_from(size).is_ok() => {
+                // SAFETY: as the caller promises.
+                Some(size) if size <= LARGEST => {
                     Ok(unsafe { std::slice::from_raw_parts(image, size) })
                 }
                 _ => Err(FatbinError::Malformed("size of the fatbin")),
@@ -345,6 +348,13 @@ mod tests {
             assert_eq!(image_bytes(wrapper.as_ptr().cast()).unwrap(), image);
             assert_eq!(image_bytes(c"ab".as_ptr().cast()).unwrap(), b"ab");
             assert_eq!(image_bytes(std::ptr::null()), Err(FatbinError::NotAnImage));
+            let mut endless = image.clone();
+            endless[8..16].copy_from_slice(&(1u64 << 40).to_le_bytes());
+            let refused = image_bytes(endless.as_ptr());
+            assert!(
+                matches!(refused, Err(FatbinError::Malformed(_))),
+                "{refused:?}"
+            );
         }
     }
 
