@@ -12,7 +12,7 @@ const HEAD: &str = ".version 8.5\n.target sm_90a\n.address_size 64\n.visible .en
 .shared .align 16 .b32 mem[2048];
 ld.param.u64 %o,[out]; ld.param.u64 %i,[in]; mov.u32 %t,%tid.x; mul.wide.u32 %a,%t,4; add.u64 %b,%i,%a; add.u64 %a,%a,%o;
 mov.u32 %x0,%t; mov.u32 %x1,7; mov.u32 %x2,3; mov.u32 %x3,%t; mov.u32 %x4,5; mov.f32 %f0,0f3F800000; mov.f32 %f1,0f3F000000;
-mov.f32 %f2,0f3E800000; shl.b32 %s,%t,2; mov.u32 %x5,mem; add.u32 %s,%s,%x5; st.shared.u32 [%s],%t; mov.u32 %n,0;\nL:\n";
+mov.f32 %f2,0f3E800000; shl.b32 %s,%t,2; mov.u32 %x5,mem; add.u32 %s,%s,%x5; st.shared.u32 [%s],%t; st.shared.u32 [%s+4096],%t; mov.u32 %n,0;\nL:\n";
 const TAIL: &str = "add.u32 %n,%n,1; setp.lt.u32 %p,%n,2000; @%p bra L;
 cvt.rn.f32.u32 %f3,%x0; add.f32 %f3,%f3,%f2; st.global.f32 [%a],%f3; ret; }";
 
@@ -20,7 +20,7 @@ const SCALAR: &str = "add.u32 %x0,%x0,%x1; mad.lo.u32 %x1,%x0,%x2,%x3; and.b32 %
 fma.rn.f32 %f2,%f0,%f1,%f2; mul.f32 %f0,%f0,%f1; xor.b32 %x2,%x2,%x4; sub.u32 %x3,%x3,%x0; setp.gt.u32 %q,%x3,%x1;
 selp.b32 %x0,%x0,%x3,%q; add.f32 %f1,%f1,%f0; mov.b32 %x5,%x0; or.b32 %x4,%x4,%x5; shr.u32 %x1,%x1,1; max.u32 %x2,%x2,%x4;\n";
 const SHARED: &str = "ld.shared.u32 %x6,[%s]; add.u32 %x0,%x0,%x6; xor.b32 %x7,%x0,%t; st.shared.u32 [%s],%x7;
-and.b32 %x8,%x7,2044; mov.u32 %x9,mem; add.u32 %x9,%x9,%x8; ld.shared.u32 %x10,[mem+16]; add.u32 %x0,%x0,%x10; mad.lo.u32 %x0,%x0,3,%x1;\n";
+and.b32 %x8,%x7,2044; mov.u32 %x9,mem; add.u32 %x9,%x9,%x8; ld.shared.u32 %x10,[%s+4096]; add.u32 %x0,%x0,%x10; mad.lo.u32 %x0,%x0,3,%x1;\n";
 const GATHER: &str = "and.b32 %x8,%x0,2044; mov.u32 %x9,mem; add.u32 %x9,%x9,%x8; ld.shared.u32 %x10,[%x9]; add.u32 %x0,%x0,%x10; mad.lo.u32 %x0,%x0,3,%x1;\n";
 const GLOBAL: &str = "ld.global.u32 %x6,[%b]; add.u32 %x0,%x0,%x6; st.global.u32 [%a],%x0; ld.global.v4.u32 {%x7,%x8,%x9,%x10},[%i];
 add.u32 %x0,%x0,%x9;\n";
