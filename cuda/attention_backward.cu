@@ -13,7 +13,7 @@
 //      dq       bf16, rows of dq_stride, first q column
 //      dq_sum   f32 [B, H, Tp/64, 2, 2048]: a tile's columns 0..31 and 32..63, each in the order of the accumulator: [4][thread][4].
 //               Ordered: written before it is read. Unordered: zero before the first launch, zero again after each.
-//      turns    u32 [B, H, Tp/64, 2]: how many have added. Zero before the first launch, zero again after each.
+//      turns    u32 [B, H, Tp/64, 2]: how many have added; then [B, KV]: tickets. Zero before the first launch, zero again after each.
 //    Shared: K, V of 128 keys (later staging of dK, dV), STAGES x (Q 8 KB, dO 8 KB, lse, delta), 2 x dS^T 16 KB, 2 x dQ 16 KB.
 //
 // 3. Work. Grid (ceil(T/128), KV, B), block 0 has the last keys. 384 threads. Warpgroup 0 (56 registers): warp 0 loads, warps 1 and 2
@@ -23,8 +23,8 @@
 //    Only dS goes through shared memory, for dQ, which needs all 128 keys.
 //    WHY NOT V in registers too: ptxas runs out of them and then waits for each product.
 //    ORDER: a query tile gets its shares from the block on the diagonal first, then downwards. All blocks start on their diagonal,
-//    so block j comes to a tile two steps after block j+1: in lockstep nobody waits. Block j+1 has the smaller index and so
-//    starts no later, which is why waiting for it ends.
+//    so block j comes to a tile two steps after block j+1: in lockstep nobody waits. Which block a CTA is, its ticket says: block j+1
+//    has started before block j, in whatever order the device starts CTAs, which is why waiting for it ends.
 //
 // 4. Pipeline of a warpgroup, from step n (one query tile of one head) to n+1; on the right what the tensor core has in its queue:
 //      issue dV(n), S(n+1)                                   |
@@ -85,6 +85,7 @@ struct alignas(1024) BackwardShared {
   float dq[HALVES][2][DQ_FLOATS];
   float lse[STAGES][TILE], delta[STAGES][TILE];
   u64 full_kv, full[STAGES], empty[STAGES], dq_full[HALVES][2], dq_empty[HALVES][2];
+  u32 place; // among the blocks of this sequence and head, the last keys first
 };
 
 // C[64,64] = A[64,64] B[64,64]^T, A packed in registers, B in shared memory with its k contiguous.
@@ -162,11 +163,12 @@ __device__ __forceinline__ void attention_backward(const BackwardMaps &maps, con
   // NOTE: an offset and not a rounded address: the compiler still sees shared memory, and loads and stores need not find out.
   BackwardShared &shared = *reinterpret_cast<BackwardShared *>(shared_bytes + ((0u - shared_address(shared_bytes)) & 1023u));
   const u32 warpgroup = warp_id() / 4, lane = threadIdx.x % 32;
-  const i32 block = i32(gridDim.x - 1 - blockIdx.x), kv = i32(blockIdx.y), b = i32(blockIdx.z);
-  const i32 block_key = block * HALVES * TILE, first_tile = HALVES * block, tiles = Tp / TILE;
-  const u64 first_head = (u64(b) * gridDim.y + kv) * group; // of all sequences
+  const i32 kv = i32(blockIdx.y), b = i32(blockIdx.z), tiles = Tp / TILE;
+  const u64 pair = u64(b) * gridDim.y + kv, first_head = pair * group; // of all sequences
 
   if (threadIdx.x == 0) {
+    const u64 tickets = u64(gridDim.z) * gridDim.y * group * tiles * HALVES;
+    shared.place = ORDERED ? turn_ticket(turns + tickets + pair, gridDim.x) : blockIdx.x;
     mbarrier_init(&shared.full_kv, 1);
     for (int s = 0; s < STAGES; ++s) {
       mbarrier_init(&shared.full[s], 1);
@@ -180,6 +182,7 @@ __device__ __forceinline__ void attention_backward(const BackwardMaps &maps, con
     fence_barrier_init();
   }
   __syncthreads();
+  const i32 block = i32(gridDim.x - 1 - shared.place), block_key = block * HALVES * TILE, first_tile = HALVES * block;
 
   if (warpgroup == 0) {
     registers_decrease<56>();

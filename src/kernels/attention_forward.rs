@@ -7,7 +7,7 @@ use super::{Checks, DevPtr, Kernels, Matrix, Work, with_alignment};
 use crate::driver::tensor_map::TensorMap;
 
 /// 128 rows of Q, then four stages of K and V (`ForwardShared`).
-pub(super) const SHARED: u32 = with_alignment(2 * 8192 + 4 * 2 * 16384 + 13 * 8);
+pub const SHARED: u32 = with_alignment(2 * 8192 + 4 * 2 * 16384 + 13 * 8);
 
 pub const HEAD_DIM: u64 = 64;
 
@@ -47,7 +47,7 @@ impl AttentionShape {
 
     /// Elements of [`QuerySums::turns`](super::attention_backward::QuerySums).
     pub fn query_turns(self) -> u64 {
-        self.statistics() / 32
+        self.statistics() / 32 + self.sequences * self.kv_heads
     }
 
     /// Score elements that the mask leaves, over all heads.

@@ -380,7 +380,11 @@ impl Workspace {
             query_turns: reserve(
                 "turns at d q",
                 Element::I32,
-                &[config.heads, sizes.backward_padded_tokens / 32],
+                // A turn for half a tile of 64 queries; a ticket for each sequence, which has a tile at least.
+                &[
+                    2 * config.heads + config.kv_heads,
+                    sizes.backward_padded_tokens / 64,
+                ],
             ),
             dv_extra: reserve("dv of xsa", Element::Bf16, &[n, kv]),
             dv_first: reserve("dv of the first layer", Element::Bf16, &[n, kv]),

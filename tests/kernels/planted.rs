@@ -41,7 +41,7 @@ struct Case {
     /// CTAs of a cluster.
     cluster: u32,
     shared: u32,
-    parameters: fn(&Device) -> Vec<u8>,
+    parameters: Box<dyn Fn(&Device) -> Vec<u8>>,
     /// Instructions whose removal may go unnoticed, with how often.
     unfound: &'static [(&'static str, usize)],
 }
@@ -98,41 +98,86 @@ fn map(matrix: u64, [rows, pitch]: [u64; 2], [start, columns]: [u64; 2], box_row
     .to_vec()
 }
 
-/// What a product has besides operands and result.
-#[derive(Clone, Copy, PartialEq)]
-enum Extra {
-    Nothing,
-    /// A tensor that is added.
-    Aux,
-    /// A second result.
-    Second,
-}
+/// What a product's entry point is, told by its name: `gemm_ORIENTATION_EPILOGUE[_wide]`.
+#[derive(Clone, Copy)]
+struct Product(&'static str);
 
-/// Products of NT; more k-blocks than stages over the tiles of a CTA.
-fn gemm_parameters(device: &Device, [m, n, k]: [u64; 3], extra: Extra) -> Vec<u8> {
-    let mut random = Random::new(1);
-    let (a, b) = (
-        bf16(device, &mut random, m * k),
-        bf16(device, &mut random, n * k),
-    );
-    let (out, aux) = (
-        bf16(device, &mut random, m * n),
-        bf16(device, &mut random, m * n),
-    );
-    let mut bytes = map(a, [m, k], [0, k], 128);
-    bytes.extend(map(b, [n, k], [0, k], 128));
-    bytes.extend(map(out, [m, n], [0, n], 64));
-    if extra != Extra::Nothing {
-        bytes.extend(map(aux, [m, n], [0, n], 64));
+impl Product {
+    fn has(self, part: &str) -> bool {
+        self.0.contains(part)
     }
-    for size in [m, n, k, 1] {
-        bytes.extend((size as i32).to_le_bytes());
+
+    fn wide(self) -> bool {
+        self.0.ends_with("_wide")
     }
-    if extra == Extra::Aux {
-        bytes.extend(1f32.to_le_bytes());
-        bytes.extend(1f32.to_le_bytes());
+
+    /// An operand, as its map: rows of k elements, or k rows of `outer` elements.
+    fn operand(
+        self,
+        device: &Device,
+        random: &mut Random,
+        k_rows: bool,
+        outer: u64,
+        k: u64,
+    ) -> Vec<u8> {
+        let matrix = bf16(device, random, outer * k);
+        if k_rows {
+            map(matrix, [k, outer], [0, outer], 64)
+        } else {
+            map(matrix, [outer, k], [0, k], 128)
+        }
     }
-    bytes
+
+    fn parameters(self, device: &Device, [m, n, k]: [u64; 3]) -> Vec<u8> {
+        let mut random = Random::new(1);
+        let mut bytes = self.operand(device, &mut random, self.has("_tn_"), m, k);
+        bytes.extend(self.operand(device, &mut random, !self.has("_nt_"), n, k));
+        let to_f32 = self.has("_f32");
+        if to_f32 {
+            bytes.extend(upload(device, &vec![0f32; (m * n) as usize]).to_le_bytes());
+        } else {
+            // The result, and what is added, or the second result.
+            let extra = self.has("_add_") || self.has("leaky2");
+            for _ in 0..1 + usize::from(extra) {
+                bytes.extend(map(bf16(device, &mut random, m * n), [m, n], [0, n], 64));
+            }
+        }
+        for size in [m, n, k, 1] {
+            bytes.extend((size as i32).to_le_bytes());
+        }
+        if to_f32 {
+            for size in [1, k.div_ceil(64)] {
+                bytes.extend((size as i32).to_le_bytes());
+            }
+        }
+        if self.has("_add_") {
+            bytes.extend(1f32.to_le_bytes());
+            bytes.extend(1f32.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// On two CTAs, or two clusters of two; more k-blocks than stages over the tiles of a CTA.
+    fn case(self, sizes: [u64; 3]) -> Case {
+        Case {
+            file: "gemm",
+            entry: self.0,
+            grid: if self.wide() { 4 } else { 2 },
+            cluster: if self.wide() { 2 } else { 1 },
+            shared: birdie::kernels::gemm::shared_bytes(self.0),
+            parameters: Box::new(move |device| self.parameters(device, sizes)),
+            unfound: if self.has("_f32") {
+                &[INIT, FENCE, LEAD]
+            } else {
+                &[INIT, LAST_STORE, FENCE, LEAD]
+            },
+        }
+    }
+
+    fn check(self) {
+        let sizes = if self.wide() { WIDE } else { SQUARE };
+        every_removal_is_found(&self.case(sizes));
+    }
 }
 
 const COLUMNS: u64 = 256;
@@ -186,7 +231,7 @@ fn attention_parameters(device: &Device, kernel: Attention) -> Vec<u8> {
         bytes.extend([0; 4]); // pointers lie at multiples of 8
         let sums = vec![0f32; 2 * 64 * padded as usize];
         bytes.extend(upload(device, &sums).to_le_bytes());
-        let turns = vec![0u32; 2 * padded as usize / 32];
+        let turns = vec![0u32; 2 * padded as usize / 32 + 1];
         bytes.extend(upload(device, &turns).to_le_bytes());
     }
     bytes.extend((tokens as i32).to_le_bytes());
@@ -302,101 +347,66 @@ const SQUARE: [u64; 3] = [256, 256, 384];
 /// Four wide tiles, in rows of two, on two clusters.
 const WIDE: [u64; 3] = [512, 512, 256];
 
-fn product(
-    entry: &'static str,
-    wide: bool,
-    shared: u32,
-    parameters: fn(&Device) -> Vec<u8>,
-    unfound: &'static [(&'static str, usize)],
-) -> Case {
-    Case {
-        file: "gemm",
-        entry,
-        grid: if wide { 4 } else { 2 },
-        cluster: if wide { 2 } else { 1 },
-        shared,
-        parameters,
-        unfound,
-    }
-}
-
 #[test]
 fn gemm_store() {
-    every_removal_is_found(&product(
-        "gemm_nt_bf16",
-        false,
-        231_424,
-        |device| gemm_parameters(device, SQUARE, Extra::Nothing),
-        &[INIT, LAST_STORE, FENCE, LEAD],
-    ));
+    Product("gemm_nt_bf16").check();
 }
 
 #[test]
 fn gemm_add() {
-    every_removal_is_found(&product(
-        "gemm_nt_add_bf16",
-        false,
-        231_424,
-        |device| gemm_parameters(device, SQUARE, Extra::Aux),
-        &[INIT, LAST_STORE, FENCE, LEAD],
-    ));
+    Product("gemm_nt_add_bf16").check();
 }
 
 #[test]
 fn gemm_activation() {
-    every_removal_is_found(&product(
-        "gemm_nt_leaky2",
-        false,
-        231_424,
-        |device| gemm_parameters(device, SQUARE, Extra::Second),
-        &[INIT, LAST_STORE, FENCE, LEAD],
-    ));
+    Product("gemm_nt_leaky2").check();
 }
 
 #[test]
-fn gemm_symmetric() {
-    let on_two = product(
-        "gemm_nt_symmetric_bf16",
-        false,
-        231_424,
-        |device| gemm_parameters(device, [384, 384, 384], Extra::Nothing),
-        &[INIT, LAST_STORE, FENCE, LEAD],
-    );
-    // On one CTA a tile with a mirror image comes after another one.
-    every_removal_is_found(&Case { grid: 1, ..on_two });
+fn gemm_activation_gradient() {
+    Product("gemm_nn_dleaky2").check();
+}
+
+#[test]
+fn gemm_partial_sums() {
+    Product("gemm_tn_f32").check();
 }
 
 #[test]
 fn gemm_symmetric_add() {
-    every_removal_is_found(&product(
-        "gemm_nt_symmetric_add_bf16",
-        false,
-        231_424,
-        |device| gemm_parameters(device, SQUARE, Extra::Aux),
-        &[INIT, LAST_STORE, FENCE, LEAD],
-    ));
+    Product("gemm_nt_symmetric_add_bf16").check();
 }
 
 #[test]
 fn gemm_wide() {
-    every_removal_is_found(&product(
-        "gemm_nt_bf16_wide",
-        true,
-        231_424,
-        |device| gemm_parameters(device, WIDE, Extra::Nothing),
-        &[INIT, LAST_STORE, FENCE, LEAD],
-    ));
+    Product("gemm_nt_bf16_wide").check();
 }
 
 #[test]
 fn gemm_wide_add() {
-    every_removal_is_found(&product(
-        "gemm_nt_add_bf16_wide",
-        true,
-        215_040,
-        |device| gemm_parameters(device, WIDE, Extra::Aux),
-        &[INIT, LAST_STORE, FENCE, LEAD],
-    ));
+    Product("gemm_nt_add_bf16_wide").check();
+}
+
+#[test]
+fn gemm_wide_activation() {
+    Product("gemm_nt_leaky2_wide").check();
+}
+
+#[test]
+fn gemm_wide_activation_gradient() {
+    Product("gemm_nn_dleaky2_wide").check();
+}
+
+#[test]
+fn gemm_wide_partial_sums() {
+    Product("gemm_tn_f32_wide").check();
+}
+
+#[test]
+fn gemm_symmetric() {
+    let on_two = Product("gemm_nt_symmetric_bf16").case([384, 384, 384]);
+    // On one CTA a tile with a mirror image comes after another one.
+    every_removal_is_found(&Case { grid: 1, ..on_two });
 }
 
 #[test]
@@ -406,45 +416,72 @@ fn attention_forward() {
         entry: "attention_forward_causal_d64",
         grid: 1,
         cluster: 1,
-        shared: 149_504,
-        parameters: |device| attention_parameters(device, Attention::Forward),
+        shared: birdie::kernels::attention_forward::SHARED,
+        parameters: Box::new(|device| attention_parameters(device, Attention::Forward)),
         unfound: &[INIT, LAST_STORE, ("bar.sync", 1)],
     });
 }
 
-#[test]
-fn attention_backward() {
-    every_removal_is_found(&Case {
+fn backward(entry: &'static str, unfound: &'static [(&'static str, usize)]) -> Case {
+    Case {
         file: "attention_backward",
-        entry: "attention_backward_causal_d64",
+        entry,
         grid: Attention::Backward.tokens().div_ceil(128) as u32,
         cluster: 1,
-        shared: 166_912,
-        parameters: |device| attention_parameters(device, Attention::Backward),
-        unfound: &[
+        shared: birdie::kernels::attention_backward::SHARED,
+        parameters: Box::new(|device| attention_parameters(device, Attention::Backward)),
+        unfound,
+    }
+}
+
+#[test]
+fn attention_backward() {
+    every_removal_is_found(&backward(
+        "attention_backward_causal_d64",
+        &[
             INIT,
             LAST_STORE,
             ("wgmma.fence.sync.aligned;", 2),
             ("bar.warp.sync", 2),
             ("fence.proxy.async.global;", 1),
         ],
-    });
+    ));
 }
 
 #[test]
 fn attention_backward_unordered() {
-    every_removal_is_found(&Case {
-        file: "attention_backward",
-        entry: "attention_backward_unordered_causal_d64",
-        grid: Attention::Backward.tokens().div_ceil(128) as u32,
-        cluster: 1,
-        shared: 166_912,
-        parameters: |device| attention_parameters(device, Attention::Backward),
-        unfound: &[
+    every_removal_is_found(&backward(
+        "attention_backward_unordered_causal_d64",
+        &[
             INIT,
             LAST_STORE,
             ("wgmma.fence.sync.aligned;", 2),
             ("bar.warp.sync", 3),
         ],
-    });
+    ));
+}
+
+/// Blocks that wait for each other go by tickets: one SM, CTAs that start in any order. By index they would wait for ever.
+#[test]
+fn attention_backward_ends_whatever_the_order_of_starts() {
+    let case = backward("attention_backward_causal_d64", &[]);
+    let by_ticket = kernel_file(case.file).unwrap().ptx;
+    let asks = by_ticket
+        .lines()
+        .find(|line| line.contains("atom.relaxed.gpu.global.inc.u32"))
+        .expect("a CTA takes a ticket");
+    let register = asks.split([' ', ',']).nth(1).expect("its destination");
+    let by_index = by_ticket.replace(asks, &format!("mov.u32 {register}, %ctaid.x;"));
+    let run = |text: &str, seed: u64| {
+        let mut device = device(Policy::Random, seed);
+        device.settings.sm_count = 1;
+        device.settings.start_any = true;
+        launch(&case, &device, text)
+    };
+    for seed in 0..6 {
+        run(by_ticket, seed).expect("it ends");
+    }
+    let stuck = (0..6).find_map(|seed| run(&by_index, seed).err());
+    let stuck = stuck.expect("some order of starts leaves a block waiting");
+    assert!(stuck.contains("turn.cuh"), "{stuck}");
 }

@@ -399,6 +399,19 @@ impl Launch<'_> {
         }
     }
 
+    /// The order in which clusters that communicate start: that of their numbers, as devices have it, or any, which is all that CUDA
+    /// promises.
+    fn start_order(&self, total: u64) -> Vec<u64> {
+        let mut order: Vec<u64> = (0..total).collect();
+        if self.device.settings.start_any {
+            let mut rng = Rng(self.seed.rotate_left(17) ^ total);
+            for end in (1..order.len()).rev() {
+                order.swap(end, rng.below(end as u64 + 1) as usize);
+            }
+        }
+        order
+    }
+
     /// All clusters interleaved, as many at a time as the device holds.
     fn run_resident(&self, shared: &Shared, total: u64) {
         let threads: u32 = self.config.block.iter().product();
@@ -409,10 +422,11 @@ impl Launch<'_> {
         let resident = (per_sm * self.device.settings.sm_count / per_cluster).max(1);
         let resident = u64::from(resident).min(total);
         let mut group = Group::new(self, !self.seed, self.steps());
-        for i in 0..resident {
+        let order = self.start_order(total);
+        for (slot, i) in (0..resident).zip(order.iter().copied()) {
             group
                 .clusters
-                .push(Cluster::prepare(None, self, i, i, self.seed_of(i)));
+                .push(Cluster::prepare(None, self, i, slot, self.seed_of(i)));
         }
         let mut next = resident;
         while !group.clusters.is_empty() {
@@ -422,8 +436,9 @@ impl Launch<'_> {
                     shared.collect(&mut cluster, None);
                     if next < total {
                         let slot = u64::from(cluster.sm);
-                        let seed = self.seed_of(next);
-                        let cluster = Cluster::prepare(Some(cluster), self, next, slot, seed);
+                        let i = order[next as usize];
+                        let seed = self.seed_of(i);
+                        let cluster = Cluster::prepare(Some(cluster), self, i, slot, seed);
                         group.clusters.push(cluster);
                         next += 1;
                     }
