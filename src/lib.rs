@@ -12,6 +12,7 @@ pub mod data;
 pub mod driver;
 pub mod evaluate;
 pub mod failure;
+pub mod files;
 pub mod kernels;
 pub mod model;
 pub mod optimizer;

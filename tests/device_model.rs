@@ -1,9 +1,11 @@
 //! The model on the device (the emulator, or a GPU with `BIRDIE_TEST_DEVICE=cuda`).
 
+#[path = "common/tiny.rs"]
+mod common;
+
 use std::path::Path;
 
-use birdie::driver::{self, DeviceChoice};
-use birdie::model::engine::{DeviceEngine, plan};
+use birdie::model::engine::DeviceEngine;
 use birdie::parity::case::Case;
 use birdie::parity::run;
 use birdie::recipe::{Recipe, StorageType};
@@ -11,13 +13,7 @@ use birdie::train::engine::{
     Engine, Logits, NamedTensor, Rates, StateTensor, StepInputs, StepOutput, Weights,
 };
 
-fn open() {
-    let choice = match std::env::var("BIRDIE_TEST_DEVICE").as_deref() {
-        Ok("cuda") => DeviceChoice::Cuda,
-        _ => DeviceChoice::Emu,
-    };
-    driver::init(choice).expect("a driver");
-}
+use common::{engine, open};
 
 fn fixture(name: &str) -> Case {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -55,39 +51,13 @@ fn optimizer_steps_are_the_published_ones() {
     agrees("657_Ebf16.json");
 }
 
-/// The whole technique family at the smallest size.
 fn tiny() -> Recipe {
     Recipe {
-        name: "tiny".into(),
-        vocab_size: 64,
-        train_seq_len: 24,
         train_batch_tokens: 96,
         grad_accum_steps: 2,
-        num_layers: 2,
-        model_dim: 128,
-        num_heads: 2,
-        num_kv_heads: 1,
-        mlp_mult: 1,
-        bigram_vocab_size: 96,
-        bigram_dim: 64,
-        xsa_last_n: 1,
-        ve_dim: 32,
-        ve_layers: vec![1],
-        vrl_enabled: false,
-        value_residual: true,
-        gated_attention: true,
-        recycle_layers: vec![0],
-        eval_seq_len: 24,
-        eval_stride: 8,
         muon_momentum_dtype: StorageType::Bf16,
-        ..Recipe::default()
+        ..common::tiny()
     }
-}
-
-fn engine(recipe: &Recipe) -> DeviceEngine {
-    open();
-    let planned = plan(recipe, 1).unwrap();
-    DeviceEngine::new(planned, &recipe.name).unwrap()
 }
 
 /// Ids that follow a simple law, so that a few steps learn something.

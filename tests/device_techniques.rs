@@ -1,56 +1,31 @@
 //! Calibration, self-written text, test-time training and int5 fake quantization on the device (the emulator, or a GPU with
 //! `BIRDIE_TEST_DEVICE=cuda`).
 
+#[path = "common/tiny.rs"]
+mod common;
+#[path = "common/philox.rs"]
+mod philox;
+
 use std::collections::BTreeMap;
 
-use birdie::driver::{self, DeviceChoice};
-use birdie::model::engine::{DeviceEngine, plan};
+use birdie::model::engine::DeviceEngine;
 use birdie::recipe::{LateQat, Quantizer, Recipe, StorageType, TttOrder};
 use birdie::train::engine::{
     AdaptInputs, AdaptRule, Element, Engine, Logits, NamedTensor, StateTensor, Weights,
 };
+use common::engine;
+use philox::philox;
 
-/// Two layers of which the first is replayed, XSA in the second, gates, value residual.
 fn tiny() -> Recipe {
     Recipe {
-        name: "tiny".into(),
-        vocab_size: 64,
-        train_seq_len: 24,
-        train_batch_tokens: 48,
-        grad_accum_steps: 1,
-        num_layers: 2,
-        model_dim: 128,
-        num_heads: 2,
-        num_kv_heads: 1,
-        mlp_mult: 1,
-        bigram_vocab_size: 96,
-        bigram_dim: 64,
-        xsa_last_n: 1,
-        ve_dim: 32,
-        ve_layers: vec![1],
-        vrl_enabled: false,
-        value_residual: true,
-        gated_attention: true,
-        recycle_layers: vec![0],
         rope_train_seq_len: 16,
-        eval_seq_len: 24,
-        eval_stride: 8,
         quantizer: Quantizer::Gptq,
         calibration_sequences: 3,
         ttt_enabled: true,
         ttt_order: TttOrder::TrainFirst,
         ttt_batch_seqs: 3,
-        ..Recipe::default()
+        ..common::tiny()
     }
-}
-
-fn engine(recipe: &Recipe) -> DeviceEngine {
-    let choice = match std::env::var("BIRDIE_TEST_DEVICE").as_deref() {
-        Ok("cuda") => DeviceChoice::Cuda,
-        _ => DeviceChoice::Emu,
-    };
-    driver::init(choice).expect("a driver");
-    DeviceEngine::new(plan(recipe, 1).unwrap(), &recipe.name).unwrap()
 }
 
 /// A number in -0.5 .. 0.5 by name and index.
@@ -183,24 +158,6 @@ fn hessians_of_parts_add_up() {
     assert!(!plain.calibrates());
     assert!(plain.hessians(&tokens, 24).is_err());
     assert!(plain.generate(1, 4, 1.0, 1).is_err());
-}
-
-fn philox(mut c: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
-    for _ in 0..10 {
-        let a = u64::from(c[0]) * 0xd251_1f53;
-        let b = u64::from(c[2]) * 0xcd9e_8d57;
-        c = [
-            (b >> 32) as u32 ^ c[1] ^ key[0],
-            b as u32,
-            (a >> 32) as u32 ^ c[3] ^ key[1],
-            a as u32,
-        ];
-        key = [
-            key[0].wrapping_add(0x9e37_79b9),
-            key[1].wrapping_add(0xbb67_ae85),
-        ];
-    }
-    c
 }
 
 /// Every written token is the argmax of the scored log-probability, over the temperature, plus the generator's noise; the text crosses the

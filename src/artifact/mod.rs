@@ -31,7 +31,7 @@ pub use compress::{Coder, compress};
 use crate::failure::Failure;
 use crate::quantize::{QuantizedTensor, Stored};
 use crate::recipe::{CodeLayout, Recipe};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use std::path::Path;
 
 const MAGIC: &[u8; 8] = b"birdie\x1a\n";
@@ -271,51 +271,6 @@ impl std::fmt::Display for Budget {
             self.limit
         )
     }
-}
-
-/// Writes a file so that it is there whole or not at all.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    use std::io::Write;
-    let refuse = |error: std::io::Error| {
-        Failure::user(
-            format!("file {}", path.display()),
-            error,
-            "choose a folder that exists, is writable and has room",
-        )
-    };
-    let mut temporary = temporary_beside(path).map_err(refuse)?;
-    temporary.write_all(bytes).map_err(refuse)?;
-    temporary.as_file().sync_all().map_err(refuse)?;
-    temporary
-        .persist(path)
-        .map_err(|error| refuse(error.error))?;
-    let folder = folder_of(path);
-    std::fs::File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .with_context(|| format!("syncing {}", folder.display()))
-}
-
-/// The folder that holds a file.
-pub fn folder_of(path: &Path) -> &Path {
-    path.parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."))
-}
-
-/// A temporary file in the folder of `path`, to be renamed to it when it is whole. It is left behind only by a program that is
-/// killed meanwhile; its name says what it was.
-pub fn temporary_beside(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let prefix = format!(".{name}.");
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(&prefix).suffix(".part");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // As any other new file: the user's mask decides, not the caution of temporary files.
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    builder.tempfile_in(folder_of(path))
 }
 
 #[cfg(test)]

@@ -185,17 +185,6 @@ fn shapes_that_do_not_fit_their_codes_are_not_written() {
     assert!(artifact.encode_as(coders()[0], false).is_err());
 }
 
-#[test]
-fn atomic_write_leaves_nothing_behind_on_failure() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("a.birdie");
-    write_atomically(&path, b"one").unwrap();
-    write_atomically(&path, b"two").unwrap();
-    assert_eq!(std::fs::read(&path).unwrap(), b"two");
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
-    assert!(write_atomically(&folder.path().join("missing/a.birdie"), b"x").is_err());
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
@@ -225,18 +214,4 @@ proptest! {
         }
         prop_assert!(Artifact::decode(&bytes).is_err());
     }
-}
-
-/// An artifact is there to be given away: it has the permissions of any new file.
-#[cfg(unix)]
-#[test]
-fn files_are_as_readable_as_others() {
-    use std::os::unix::fs::PermissionsExt;
-    let folder = tempfile::tempdir().unwrap();
-    let [plain, atomic] = ["plain", "atomic"].map(|name| folder.path().join(name));
-    std::fs::write(&plain, b"x").unwrap();
-    super::write_atomically(&atomic, b"x").unwrap();
-    let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode();
-    assert_eq!(mode(&atomic), mode(&plain));
-    assert_eq!(folder.path().read_dir().unwrap().count(), 2);
 }

@@ -89,7 +89,7 @@ impl Checkpoint {
                 "free some disk space or choose another --out; the last checkpoint is untouched",
             )
         };
-        let mut temporary = crate::artifact::temporary_beside(path).map_err(refuse)?;
+        let mut temporary = crate::files::temporary_beside(path).map_err(refuse)?;
         {
             let mut writer = BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
             self.write(&mut writer).map_err(refuse)?;
@@ -99,7 +99,7 @@ impl Checkpoint {
         temporary
             .persist(path)
             .map_err(|error| refuse(error.error))?;
-        std::fs::File::open(crate::artifact::folder_of(path))
+        std::fs::File::open(crate::files::folder_of(path))
             .and_then(|folder| folder.sync_all())
             .map_err(refuse)?;
         Ok(())

@@ -2,9 +2,10 @@
 
 use super::train::{ARTIFACT, CHECKPOINT};
 use super::{Backend, DeviceArgs};
-use crate::artifact::{Artifact, write_atomically};
+use crate::artifact::Artifact;
 use crate::checkpoint::Checkpoint;
 use crate::failure::Failure;
+use crate::files::write_atomically;
 use crate::quantize::quantize;
 use crate::recipe;
 use crate::train::averaging::{Snapshots, final_weights};

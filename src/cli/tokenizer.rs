@@ -1,9 +1,9 @@
 //! `birdie tokenizer`: training a small BPE, and shards of tokens from a text.
 
 use super::weights::refuse_existing;
-use crate::artifact::write_atomically;
 use crate::data::{self, Tokenizer, bpe, demo, shard};
 use crate::failure::Failure;
+use crate::files::write_atomically;
 use crate::train::log::say;
 use anyhow::Result;
 use clap::{Args, Subcommand};

@@ -103,7 +103,7 @@ pub fn run(args: &TrainArgs, backend: Backend) -> Result<u8> {
     // Nothing is written before this line.
     prepare(&folder, args.overwrite)?;
     let recipe_text = loaded.print_config();
-    crate::artifact::write_atomically(&folder.join(RECIPE), recipe_text.as_bytes())?;
+    crate::files::write_atomically(&folder.join(RECIPE), recipe_text.as_bytes())?;
     let mut reporter = Reporter::open(&folder, from.as_ref().map(|c| c.progress.step))?;
     reporter.add_phase("device and model", built);
     reporter.line(device)?;
@@ -341,7 +341,7 @@ fn draw_curve(folder: &Path, recipe: &Recipe) -> Result<()> {
     let metrics = std::fs::read_to_string(folder.join("metrics.jsonl"))
         .context("reading the metrics back")?;
     let svg = Curve::from_metrics(&metrics).svg(&recipe.name)?;
-    crate::artifact::write_atomically(&folder.join("loss.svg"), svg.as_bytes())
+    crate::files::write_atomically(&folder.join("loss.svg"), svg.as_bytes())
 }
 
 fn summary(

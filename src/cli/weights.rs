@@ -2,9 +2,10 @@
 
 use super::train::{ARTIFACT, CHECKPOINT};
 use super::{Backend, DeviceArgs};
-use crate::artifact::{Artifact, safetensors, write_atomically};
+use crate::artifact::{Artifact, safetensors};
 use crate::checkpoint::{Checkpoint, Progress};
 use crate::failure::Failure;
+use crate::files::write_atomically;
 use crate::quantize::QuantizedTensor;
 use crate::recipe;
 use crate::train::averaging::{Snapshots, final_weights};

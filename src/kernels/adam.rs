@@ -38,6 +38,25 @@ pub struct Adam {
     pub weight_decay: f32,
 }
 
+/// What an update of `n` elements reads and writes; returns the bytes of an element of the parameter.
+fn check_update(
+    checks: Checks,
+    storage: Storage,
+    n: u64,
+    state: &[(&str, DevPtr)],
+    grad: DevPtr,
+    step: DevPtr,
+) -> Result<u64> {
+    check_flat(checks, n)?;
+    let bytes = storage.bytes();
+    for (name, pointer) in state {
+        checks.array(name, *pointer, bytes, &[n])?;
+    }
+    checks.array("grad", grad, 4, &[n])?;
+    checks.array("step", step, 1, &[step_values::BYTES])?;
+    Ok(bytes)
+}
+
 fn check_flat(checks: Checks, n: u64) -> Result<()> {
     checks.limit(n > 0 && n.is_multiple_of(8), || {
         format!("n = {n} is not a positive multiple of 8")
@@ -61,13 +80,8 @@ impl Kernels {
         adam: Adam,
     ) -> Result<Work> {
         let checks = Checks(storage.pick("adamw_f32", "adamw_bf16"));
-        check_flat(checks, n)?;
-        let bytes = storage.bytes();
-        for (name, pointer) in [("param", param), ("m", m), ("v", v)] {
-            checks.array(name, pointer, bytes, &[n])?;
-        }
-        checks.array("grad", grad, 4, &[n])?;
-        checks.array("step", step, 1, &[step_values::BYTES])?;
+        let state = [("param", param), ("m", m), ("v", v)];
+        let bytes = check_update(checks, storage, n, &state, grad, step)?;
         let coefficient = address(clip);
         self.launch(
             stream,
@@ -112,13 +126,8 @@ impl Kernels {
         momentum: f32,
     ) -> Result<Work> {
         let checks = Checks(storage.pick("sgd_f32", "sgd_bf16"));
-        check_flat(checks, n)?;
-        let bytes = storage.bytes();
-        for (name, pointer) in [("param", param), ("m", m)] {
-            checks.array(name, pointer, bytes, &[n])?;
-        }
-        checks.array("grad", grad, 4, &[n])?;
-        checks.array("step", step, 1, &[step_values::BYTES])?;
+        let state = [("param", param), ("m", m)];
+        let bytes = check_update(checks, storage, n, &state, grad, step)?;
         let coefficient = address(clip);
         self.launch(
             stream,

@@ -136,7 +136,7 @@ pub fn most_splits(m: u64, n: u64, batches: u64) -> u64 {
 }
 
 /// Dynamic shared memory of an entry point: `Variant` and `GemmShared` in the kernel file.
-pub(super) fn shared_bytes(entry: &str) -> u32 {
+pub fn shared_bytes(entry: &str) -> u32 {
     let wide = entry.ends_with("_wide");
     let symmetric = entry.contains("_symmetric");
     let aux = entry.contains("_add_") || entry.contains("_dleaky2");
@@ -300,6 +300,38 @@ impl Kernels {
         (tile, tile.facts().count(m, n) * batches)
     }
 
+    /// Launches a product with bf16 results: every entry point but the partial sums takes the maps of its operands, those of `tensors` (all
+    /// of D's shape), the sizes, and `factors`, in this order.
+    fn product(
+        &self,
+        stream: &Stream,
+        entry: &'static str,
+        orientation: Orientation,
+        [a, b]: [Matrix; 2],
+        tensors: &[(&str, Matrix)],
+        factors: &[f32],
+    ) -> Result<Work> {
+        let checks = Checks(entry);
+        let shape = Shape::of(checks, orientation, a, b)?;
+        let (map_a, map_b) = operand_maps(checks, orientation, a, b)?;
+        let maps = tensors
+            .iter()
+            .map(|(argument, matrix)| output_map(checks, argument, shape, *matrix))
+            .collect::<Result<Vec<_>>>()?;
+        let ints = shape.ints(checks)?;
+        let (tile, ctas) = if entry.contains("_symmetric") {
+            (Tile::Square, triangle(shape.n) * shape.batches)
+        } else {
+            self.tile(shape)
+        };
+        let mut parameters: Vec<&dyn Parameter> = vec![&map_a, &map_b];
+        parameters.extend(maps.iter().map(|map| map as &dyn Parameter));
+        parameters.extend(ints.iter().map(|size| size as &dyn Parameter));
+        parameters.extend(factors.iter().map(|factor| factor as &dyn Parameter));
+        self.gemm_launch(stream, entry, tile, ctas, &parameters)?;
+        self.done(shape.work(2 * tensors.len() as u64))
+    }
+
     /// `out = D` in bf16.
     pub fn gemm(
         &self,
@@ -314,20 +346,7 @@ impl Kernels {
             Orientation::Nn => "gemm_nn_bf16",
             Orientation::Tn => "gemm_tn_bf16",
         };
-        let checks = Checks(entry);
-        let shape = Shape::of(checks, orientation, a, b)?;
-        let (map_a, map_b) = operand_maps(checks, orientation, a, b)?;
-        let map_out = output_map(checks, "out", shape, out)?;
-        let [m, n, k, batches] = shape.ints(checks)?;
-        let (tile, ctas) = self.tile(shape);
-        self.gemm_launch(
-            stream,
-            entry,
-            tile,
-            ctas,
-            &[&map_a, &map_b, &map_out, &m, &n, &k, &batches],
-        )?;
-        self.done(shape.work(2))
+        self.product(stream, entry, orientation, [a, b], &[("out", out)], &[])
     }
 
     /// `out = alpha D + beta aux` in bf16; NT or NN. `aux` may be `out`.
@@ -348,23 +367,8 @@ impl Kernels {
             Orientation::Nn => "gemm_nn_add_bf16",
             Orientation::Tn => anyhow::bail!("kernel gemm_tn_add_bf16 does not exist"),
         };
-        let checks = Checks(entry);
-        let shape = Shape::of(checks, orientation, a, b)?;
-        let (map_a, map_b) = operand_maps(checks, orientation, a, b)?;
-        let map_out = output_map(checks, "out", shape, out)?;
-        let map_aux = output_map(checks, "aux", shape, aux)?;
-        let [m, n, k, batches] = shape.ints(checks)?;
-        let (tile, ctas) = self.tile(shape);
-        self.gemm_launch(
-            stream,
-            entry,
-            tile,
-            ctas,
-            &[
-                &map_a, &map_b, &map_out, &map_aux, &m, &n, &k, &batches, &alpha, &beta,
-            ],
-        )?;
-        self.done(shape.work(4))
+        let tensors = [("out", out), ("aux", aux)];
+        self.product(stream, entry, orientation, [a, b], &tensors, &[alpha, beta])
     }
 
     /// `out = a b` where that is known to be symmetric (`b = a` transposed, or a power of a symmetric matrix), in bf16: NT or TN. Tiles
@@ -381,19 +385,7 @@ impl Kernels {
             Orientation::Tn => "gemm_tn_symmetric_bf16",
             Orientation::Nn => anyhow::bail!("kernel gemm_nn_symmetric_bf16 does not exist"),
         };
-        let checks = Checks(entry);
-        let shape = Shape::of(checks, orientation, a, a)?;
-        let (map_a, map_b) = operand_maps(checks, orientation, a, a)?;
-        let map_out = output_map(checks, "out", shape, out)?;
-        let [m, n, k, batches] = shape.ints(checks)?;
-        self.gemm_launch(
-            stream,
-            entry,
-            Tile::Square,
-            triangle(shape.n) * shape.batches,
-            &[&map_a, &map_b, &map_out, &m, &n, &k, &batches],
-        )?;
-        self.done(shape.work(2))
+        self.product(stream, entry, orientation, [a, a], &[("out", out)], &[])
     }
 
     /// `out = alpha a a + beta aux` in bf16 for symmetric `a` and `aux`. `aux` must not be `out`: a tile's mirror image is written
@@ -409,25 +401,18 @@ impl Kernels {
         beta: f32,
     ) -> Result<Work> {
         let entry = "gemm_nt_symmetric_add_bf16";
-        let checks = Checks(entry);
-        let shape = Shape::of(checks, Orientation::Nt, a, a)?;
-        checks.limit(out.pointer.address != aux.pointer.address, || {
+        Checks(entry).limit(out.pointer.address != aux.pointer.address, || {
             "aux is out".into()
         })?;
-        let (map_a, map_b) = operand_maps(checks, Orientation::Nt, a, a)?;
-        let map_out = output_map(checks, "out", shape, out)?;
-        let map_aux = output_map(checks, "aux", shape, aux)?;
-        let [m, n, k, batches] = shape.ints(checks)?;
-        self.gemm_launch(
+        let tensors = [("out", out), ("aux", aux)];
+        self.product(
             stream,
             entry,
-            Tile::Square,
-            triangle(shape.n) * shape.batches,
-            &[
-                &map_a, &map_b, &map_out, &map_aux, &m, &n, &k, &batches, &alpha, &beta,
-            ],
-        )?;
-        self.done(shape.work(4))
+            Orientation::Nt,
+            [a, a],
+            &tensors,
+            &[alpha, beta],
+        )
     }
 
     /// The MLP's up product: `pre = a b^T`, `activated = leaky(pre)^2` with slope 1/2, both bf16.
@@ -439,22 +424,15 @@ impl Kernels {
         pre: Matrix,
         activated: Matrix,
     ) -> Result<Work> {
-        let entry = "gemm_nt_leaky2";
-        let checks = Checks(entry);
-        let shape = Shape::of(checks, Orientation::Nt, a, b)?;
-        let (map_a, map_b) = operand_maps(checks, Orientation::Nt, a, b)?;
-        let map_out = output_map(checks, "pre", shape, pre)?;
-        let map_out2 = output_map(checks, "activated", shape, activated)?;
-        let [m, n, k, batches] = shape.ints(checks)?;
-        let (tile, ctas) = self.tile(shape);
-        self.gemm_launch(
+        let tensors = [("pre", pre), ("activated", activated)];
+        self.product(
             stream,
-            entry,
-            tile,
-            ctas,
-            &[&map_a, &map_b, &map_out, &map_out2, &m, &n, &k, &batches],
-        )?;
-        self.done(shape.work(4))
+            "gemm_nt_leaky2",
+            Orientation::Nt,
+            [a, b],
+            &tensors,
+            &[],
+        )
     }
 
     /// The gradient through the activation: `out = (a b) * d leaky(pre)^2 / d pre`.
@@ -466,22 +444,15 @@ impl Kernels {
         out: Matrix,
         pre: Matrix,
     ) -> Result<Work> {
-        let entry = "gemm_nn_dleaky2";
-        let checks = Checks(entry);
-        let shape = Shape::of(checks, Orientation::Nn, a, b)?;
-        let (map_a, map_b) = operand_maps(checks, Orientation::Nn, a, b)?;
-        let map_out = output_map(checks, "out", shape, out)?;
-        let map_pre = output_map(checks, "pre", shape, pre)?;
-        let [m, n, k, batches] = shape.ints(checks)?;
-        let (tile, ctas) = self.tile(shape);
-        self.gemm_launch(
+        let tensors = [("out", out), ("pre", pre)];
+        self.product(
             stream,
-            entry,
-            tile,
-            ctas,
-            &[&map_a, &map_b, &map_out, &map_pre, &m, &n, &k, &batches],
-        )?;
-        self.done(shape.work(4))
+            "gemm_nn_dleaky2",
+            Orientation::Nn,
+            [a, b],
+            &tensors,
+            &[],
+        )
     }
 
     /// `partial[split] =` the part of D that comes from the split's range of k, f32 `[batches, splits, m, n]`. One split is D

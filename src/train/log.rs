@@ -195,7 +195,7 @@ fn keep_until(path: &Path, step: usize) -> Result<()> {
         .filter(keep)
         .flat_map(|line| [line, "\n"])
         .collect();
-    crate::artifact::write_atomically(path, kept.as_bytes())
+    crate::files::write_atomically(path, kept.as_bytes())
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@
 
 mod device;
 mod numbers;
+#[path = "../common/philox.rs"]
+mod philox;
 
 mod adam;
 mod attention;
