@@ -33,6 +33,9 @@ const SYNCHRONISATION: [&str; 17] = [
     "red.release.gpu",
 ];
 
+/// Allocates a launch's tensors and gives its parameter bytes.
+type Parameters = Box<dyn Fn(&Device) -> Vec<u8>>;
+
 /// A launch: the kernel, its file, grid, dynamic shared memory, and its parameters for a device.
 struct Case {
     file: &'static str,
@@ -41,7 +44,7 @@ struct Case {
     /// CTAs of a cluster.
     cluster: u32,
     shared: u32,
-    parameters: Box<dyn Fn(&Device) -> Vec<u8>>,
+    parameters: Parameters,
     /// Instructions whose removal may go unnoticed, with how often.
     unfound: &'static [(&'static str, usize)],
 }
