@@ -362,17 +362,34 @@ fn global_box(
     if whole && cluster.check.is_none() {
         return Ok(());
     }
+    // Rows that follow each other in the tensor are one access for the checker.
+    let mut run = (0, 0);
     tensor_box::rows(map, start, |row: BoxRow| {
         if row.bytes > 0 {
+            let bytes = u64::from(row.bytes);
             if !whole {
-                address::global(launch, row.address, u64::from(row.bytes), 1)?;
+                address::global(launch, row.address, bytes, 1)?;
             }
-            if let Some(check) = &mut cluster.check {
-                check.global_range(at, row.address, u64::from(row.bytes), kind, Proxy::Async);
+            if row.address == run.1 {
+                run.1 += bytes;
+            } else {
+                global_hook(cluster, run, kind, at);
+                run = (row.address, row.address + bytes);
             }
         }
         Ok(())
-    })
+    })?;
+    global_hook(cluster, run, kind, at);
+    Ok(())
+}
+
+/// Tells the checker that global memory from `start` to `end` is accessed through the async proxy.
+fn global_hook(cluster: &mut Cluster, (start, end): (u64, u64), kind: Kind, at: At) {
+    if let Some(check) = &mut cluster.check
+        && end > start
+    {
+        check.global_range(at, start, end - start, kind, Proxy::Async);
+    }
 }
 
 /// Builds rows that are not plain copies of memory.

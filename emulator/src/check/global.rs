@@ -93,24 +93,46 @@ pub struct Ranges {
     pub list: Vec<Range>,
     /// Length at which the list is compacted next.
     limit: usize,
+    /// Where the last range of an instruction was put, by the low bits of its pc.
+    recent: [u32; 16],
+}
+
+impl Range {
+    /// Takes in another access of the same instruction that overlaps or follows.
+    #[inline(always)]
+    fn extend(&mut self, new: &Range) -> bool {
+        let fits = self.pc == new.pc
+            && (self.write, self.idle) == (new.write, new.idle)
+            && new.start <= self.end
+            && new.end >= self.start;
+        if fits {
+            if (self.start, self.end, self.value) != (new.start, new.end, new.value) {
+                self.value = None;
+            }
+            self.start = self.start.min(new.start);
+            self.end = self.end.max(new.end);
+        }
+        fits
+    }
 }
 
 impl Ranges {
     fn add(&mut self, new: Range) {
-        for r in self.list.iter_mut().rev().take(8) {
-            if r.pc == new.pc
-                && (r.write, r.idle) == (new.write, new.idle)
-                && new.start <= r.end
-                && new.end >= r.start
-            {
-                if (r.start, r.end, r.value) != (new.start, new.end, new.value) {
-                    r.value = None;
-                }
-                r.start = r.start.min(new.start);
-                r.end = r.end.max(new.end);
-                return;
-            }
+        let slot = new.pc as usize % self.recent.len();
+        if let Some(r) = self.list.get_mut(self.recent[slot] as usize)
+            && r.extend(&new)
+        {
+            return;
         }
+        let near = self.list.len().saturating_sub(8);
+        if let Some(i) = (near..self.list.len())
+            .rev()
+            .find(|&i| self.list[i].extend(&new))
+        {
+            self.recent[slot] = i as u32;
+            return;
+        }
+        self.recent[slot] = self.list.len() as u32;
         self.list.push(new);
         if self.list.len() > self.limit.max(4096) {
             self.compact();
@@ -124,16 +146,8 @@ impl Ranges {
             .sort_unstable_by_key(|r| (r.pc, r.write, r.idle, r.start, r.end, r.value));
         let mut out: Vec<Range> = Vec::with_capacity(self.list.len());
         for r in &self.list {
-            match out.last_mut() {
-                Some(l)
-                    if (l.pc, l.write, l.idle) == (r.pc, r.write, r.idle) && r.start <= l.end =>
-                {
-                    if (l.start, l.end, l.value) != (r.start, r.end, r.value) {
-                        l.value = None;
-                    }
-                    l.end = l.end.max(r.end);
-                }
-                _ => out.push(*r),
+            if !out.last_mut().is_some_and(|l| l.extend(r)) {
+                out.push(*r);
             }
         }
         self.list = out;

@@ -30,14 +30,79 @@ pub(super) struct Object {
 #[derive(Debug)]
 pub(super) struct Unsettled {
     at: At,
+    space: Space,
+    proxy: Proxy,
+    address: u64,
     memory: *const u8,
     /// What lay there, in `Checker::overwritten`.
     kept: std::ops::Range<usize>,
-    /// Address in global memory.
-    global: Option<u64>,
-    proxy: Proxy,
-    /// Space, address, and what it conflicts with.
-    conflict: Option<(String, u64, Conflict)>,
+    /// What it conflicts with, in `Checker::hits`.
+    hits: std::ops::Range<usize>,
+}
+
+/// Whose addresses they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Space {
+    /// Shared memory of a CTA.
+    Shared(u32),
+    Global,
+}
+
+impl std::fmt::Display for Space {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Space::Shared(cta) => write!(f, "shared memory of CTA {cta},"),
+            Space::Global => f.write_str("global"),
+        }
+    }
+}
+
+/// Calls `f(address, bytes)` with the ranges that the lanes of `mask` access, `bytes` each: what lies together in a line of 128 bytes is
+/// one range, whatever the order of the lanes, and so are all 32 if they follow each other.
+#[inline(always)]
+fn ranges<A: Copy + Into<u64>>(
+    addresses: &[A; 32],
+    mask: u32,
+    bytes: u32,
+    mut f: impl FnMut(u64, u64),
+) {
+    let (first, bytes) = (addresses[0].into(), u64::from(bytes));
+    if mask == u32::MAX {
+        let (mut run, mut same) = (0, 0);
+        for (l, a) in addresses.iter().enumerate() {
+            let a: u64 = (*a).into();
+            run |= a ^ first.wrapping_add(l as u64 * bytes);
+            same |= a ^ first;
+        }
+        if run == 0 {
+            return f(first, 32 * bytes);
+        }
+        if same == 0 {
+            return f(first, bytes);
+        }
+    }
+    let mut flush = |line: u64, mut set: u128| {
+        while set != 0 {
+            let start = set.trailing_zeros();
+            let n = (set >> start).trailing_ones();
+            f(line * 128 + u64::from(start), u64::from(n));
+            set &= u128::MAX.checked_shl(start + n).unwrap_or(0);
+        }
+    };
+    let (mut line, mut set) = (u64::MAX, 0u128);
+    let mut left = mask;
+    while left != 0 {
+        let a: u64 = addresses[left.trailing_zeros() as usize].into();
+        left &= left - 1;
+        let inside = a % 128;
+        if a / 128 != line {
+            flush(line, set);
+            (line, set) = (a / 128, 0);
+        }
+        // Accesses are aligned, so that none crosses a line.
+        set |= (u128::MAX >> (128 - bytes.min(128))) << inside;
+    }
+    flush(line, set);
 }
 
 /// The order of one agent, as shadow memory asks for it.
@@ -51,6 +116,7 @@ impl Order for Seen<'_> {
     fn seen(&self, agent: u32, clock: u32) -> bool {
         self.knowledge.seen.get(agent) >= clock
     }
+    #[inline(always)]
     fn proxied(&self, agent: u32, clock: u32) -> bool {
         let p = if self.shared {
             &self.knowledge.proxied_shared
@@ -86,6 +152,7 @@ impl Checker {
             memory: Vec::new(),
             unsettled: Vec::new(),
             overwritten: Vec::new(),
+            hits: Vec::new(),
             registers: valid::Registers::new(program, warps),
             tensor: Default::default(),
         }
@@ -149,7 +216,7 @@ impl Checker {
     fn conflict(
         &mut self,
         at: At,
-        space: &str,
+        space: Space,
         address: u64,
         kind: Kind,
         proxy: Proxy,
@@ -168,7 +235,7 @@ impl Checker {
             } => {
                 let earlier_who = self.agents.name(earlier.agent);
                 let did = if earlier_writes { "written" } else { "read" };
-                let refill = space != "global" && proxy == Proxy::Async && kind != Kind::Read;
+                let refill = space != Space::Global && proxy == Proxy::Async && kind != Kind::Read;
                 let (kind, message) = if refill {
                     (
                         FindingKind::StageReuse,
@@ -177,7 +244,7 @@ impl Checker {
                         ),
                     )
                 } else {
-                    let kind = if space == "global" {
+                    let kind = if space == Space::Global {
                         FindingKind::GlobalRace
                     } else {
                         FindingKind::SharedRace
@@ -209,7 +276,58 @@ impl Checker {
         }
     }
 
-    fn shared_one(&mut self, at: At, cta: u32, address: u32, bytes: u32, kind: Kind, proxy: Proxy) {
+    /// Records a read in the shadow and reports what it conflicts with; the first byte that nobody has written.
+    #[inline]
+    fn read(
+        &mut self,
+        at: At,
+        space: Space,
+        address: u64,
+        bytes: u64,
+        proxy: Proxy,
+    ) -> Option<u64> {
+        let (shadow, new, order) = self.access(at, space, Kind::Read, proxy);
+        let (hit, undefined) = shadow.read(address, bytes, new, &order);
+        if let Some(hit) = hit {
+            self.conflict(at, space, hit.address, Kind::Read, proxy, hit.conflict);
+        }
+        undefined
+    }
+
+    /// Records a write or atomic in the shadow. What it conflicts with is reported at once, or given back as a range of `hits` if it
+    /// may turn out not to matter.
+    #[inline]
+    fn write(
+        &mut self,
+        at: At,
+        space: Space,
+        address: u64,
+        bytes: u64,
+        kind: Kind,
+        proxy: Proxy,
+    ) -> std::ops::Range<usize> {
+        let mut hits = std::mem::take(&mut self.hits);
+        let before = hits.len();
+        let (shadow, new, order) = self.access(at, space, kind, proxy);
+        shadow.write(address, bytes, new, &order, &mut hits);
+        self.hits = hits;
+        let wait = kind == Kind::Write && (space == Space::Global || proxy == Proxy::Generic);
+        if !wait && let Some(hit) = self.hits.get(before).copied() {
+            self.hits.truncate(before);
+            self.conflict(at, space, hit.address, kind, proxy, hit.conflict);
+        }
+        before..self.hits.len()
+    }
+
+    /// Shadow, access and order for an access of `at`.
+    #[inline(always)]
+    fn access(
+        &mut self,
+        at: At,
+        space: Space,
+        kind: Kind,
+        proxy: Proxy,
+    ) -> (&mut Shadow, New, Seen<'_>) {
         let agent = at.agent.0;
         let knowledge = &self.agents.all[agent as usize].knowledge;
         let new = New {
@@ -221,23 +339,48 @@ impl Checker {
         };
         let order = Seen {
             knowledge,
-            shared: true,
+            shared: space != Space::Global,
         };
-        let found =
-            self.shared[cta as usize].access(u64::from(address), u64::from(bytes), new, &order);
-        if let Some((a, c)) = found {
-            let space = format!("shared memory of CTA {cta},");
-            let from = (address - SHARED_BASE) as usize;
-            match self.memory.get(cta as usize) {
-                Some(memory) if kind == Kind::Write && proxy == Proxy::Generic => {
-                    // SAFETY: the range was tested before; the CTA's memory lives as long as its cluster.
-                    let before =
-                        unsafe { std::slice::from_raw_parts(memory.add(from), bytes as usize) };
-                    self.keep_write(at, before, None, proxy, Some((space, a, c)));
-                }
-                _ => self.conflict(at, &space, a, kind, proxy, c),
+        let shadow = match space {
+            Space::Shared(cta) => &mut self.shared[cta as usize],
+            Space::Global => &mut self.global,
+        };
+        (shadow, new, order)
+    }
+
+    /// An access to shared memory of `cta`; the first byte that it reads and nobody has written.
+    fn shared_one(
+        &mut self,
+        at: At,
+        cta: u32,
+        address: u32,
+        bytes: u32,
+        kind: Kind,
+        proxy: Proxy,
+    ) -> Option<u64> {
+        let space = Space::Shared(cta);
+        let (start, length) = (u64::from(address), u64::from(bytes));
+        if kind == Kind::Read {
+            return self.read(at, space, start, length, proxy);
+        }
+        let hits = self.write(at, space, start, length, kind, proxy);
+        if hits.is_empty() {
+            return None;
+        }
+        match self.memory.get(cta as usize) {
+            Some(memory) => {
+                let from = memory.wrapping_add((address - SHARED_BASE) as usize);
+                // SAFETY: the range was tested before; the CTA's memory lives as long as its cluster.
+                let before = unsafe { std::slice::from_raw_parts(from, bytes as usize) };
+                self.keep_write(at, space, start, before, proxy, hits);
+            }
+            None => {
+                let hit = self.hits[hits.start];
+                self.hits.truncate(hits.start);
+                self.conflict(at, space, hit.address, kind, proxy, hit.conflict);
             }
         }
+        None
     }
 
     /// A warp's access to shared memory of CTA `cta` through the generic proxy: lane addresses (offsets in that CTA),
@@ -251,26 +394,18 @@ impl Checker {
         bytes: u32,
         kind: Kind,
     ) {
-        let mut lane = 0;
-        while lane < 32 {
-            if mask >> lane & 1 == 0 {
-                lane += 1;
-                continue;
-            }
-            // Neighbouring lanes with neighbouring addresses are one range.
-            let start = addresses[lane];
-            let mut end = start + bytes;
-            let first = lane;
-            lane += 1;
-            while lane < 32 && mask >> lane & 1 == 1 && addresses[lane] == end {
-                end += bytes;
-                lane += 1;
-            }
-            self.shared_one(at, cta, start, end - start, kind, Proxy::Generic);
+        let mut undefined = false;
+        ranges(addresses, mask, bytes, |start, n| {
+            let (start, n) = (start as u32, n as u32);
+            undefined |= self
+                .shared_one(at, cta, start, n, kind, Proxy::Generic)
+                .is_some();
             if kind != Kind::Read {
-                self.set_layout(cta, start, end - start, layout::UNKNOWN);
+                self.set_layout(cta, start, n, layout::UNKNOWN);
             }
-            self.shared_validity(at, cta, start, bytes, first, lane, kind);
+        });
+        if undefined || kind == Kind::Write {
+            self.shared_validity(at, cta, addresses, mask, bytes, kind);
         }
     }
 
@@ -284,9 +419,11 @@ impl Checker {
         kind: Kind,
         proxy: Proxy,
     ) {
-        self.shared_one(at, cta, address, bytes, kind, proxy);
-        if kind == Kind::Read && proxy == Proxy::Async {
-            self.range_must_be_valid(at, cta, address, bytes);
+        let undefined = self.shared_one(at, cta, address, bytes, kind, proxy);
+        if let Some(a) = undefined
+            && proxy == Proxy::Async
+        {
+            self.must_be_valid(at, cta, a);
         }
     }
 
@@ -299,107 +436,95 @@ impl Checker {
         bytes: u32,
         kind: Kind,
     ) {
-        let mut lane = 0;
-        while lane < 32 {
-            if mask >> lane & 1 == 0 {
-                lane += 1;
-                continue;
-            }
-            let start = addresses[lane];
-            let mut end = start + u64::from(bytes);
-            lane += 1;
-            while lane < 32 && mask >> lane & 1 == 1 && addresses[lane] == end {
-                end += u64::from(bytes);
-                lane += 1;
-            }
-            self.global_range(at, start, end - start, kind, Proxy::Generic);
-        }
+        ranges(addresses, mask, bytes, |start, n| {
+            self.global_range(at, start, n, kind, Proxy::Generic);
+        });
     }
 
     /// A contiguous access to global memory.
     pub fn global_range(&mut self, at: At, address: u64, bytes: u64, kind: Kind, proxy: Proxy) {
-        let agent = at.agent.0;
-        let knowledge = &self.agents.all[agent as usize].knowledge;
-        let new = New {
-            agent,
-            clock: knowledge.seen.get(agent),
-            pc: at.pc,
-            kind,
-            proxy,
-        };
-        let order = Seen {
-            knowledge,
-            shared: false,
-        };
-        let found = self.global.access(address, bytes, new, &order);
-        if kind == Kind::Write {
-            // SAFETY: the range was tested before.
-            let before =
-                unsafe { std::slice::from_raw_parts(address as *const u8, bytes as usize) };
-            let conflict = found.map(|(a, c)| ("global".to_string(), a, c));
-            self.keep_write(at, before, Some(address), proxy, conflict);
-            return;
+        let space = Space::Global;
+        if kind == Kind::Read {
+            self.read(at, space, address, bytes, proxy);
+        } else {
+            let hits = self.write(at, space, address, bytes, kind, proxy);
+            if kind == Kind::Write {
+                // SAFETY: the range was tested before.
+                let before =
+                    unsafe { std::slice::from_raw_parts(address as *const u8, bytes as usize) };
+                self.keep_write(at, space, address, before, proxy, hits);
+                return;
+            }
         }
         self.log.add(address, bytes, kind, at.pc);
-        if let Some((a, c)) = found {
-            self.conflict(at, "global", a, kind, proxy, c);
-        }
     }
 
     /// Remembers what lies where a write is about to go, until [`Checker::settle`].
     fn keep_write(
         &mut self,
         at: At,
+        space: Space,
+        address: u64,
         before: &[u8],
-        global: Option<u64>,
         proxy: Proxy,
-        conflict: Option<(String, u64, Conflict)>,
+        hits: std::ops::Range<usize>,
     ) {
         let start = self.overwritten.len();
         self.overwritten.extend_from_slice(before);
         self.unsettled.push(Unsettled {
             at,
+            space,
+            proxy,
+            address,
             memory: before.as_ptr(),
             kept: start..start + before.len(),
-            global,
-            proxy,
-            conflict,
+            hits,
         });
     }
 
     /// The writes announced so far have been done: logs those to global memory, and reports those that conflict with an earlier write,
     /// unless they left every byte as it was. (Unordered writes of one value do not show in any result; programs rely on it, and
     /// compute-sanitizer does not report them either.)
+    #[inline]
     pub fn settle(&mut self) {
-        if self.unsettled.is_empty() {
-            return;
+        if !self.unsettled.is_empty() {
+            self.settle_all();
         }
+    }
+
+    fn settle_all(&mut self) {
         let kept = std::mem::take(&mut self.overwritten);
+        let hits = std::mem::take(&mut self.hits);
         let mut list = std::mem::take(&mut self.unsettled);
         for u in list.drain(..) {
             let before = &kept[u.kept];
             // SAFETY: memory that the write was tested to lie in; this cluster runs on this thread.
             let after = unsafe { std::slice::from_raw_parts(u.memory, before.len()) };
-            if let Some(address) = u.global {
-                self.log.add_write(address, before, after, u.at.pc);
+            if u.space == Space::Global {
+                self.log.add_write(u.address, before, after, u.at.pc);
             }
-            let Some((space, address, conflict)) = u.conflict else {
-                continue;
-            };
-            let over_write = matches!(
-                conflict,
-                Conflict::Race {
-                    earlier_writes: true,
-                    ..
+            let seen = hits[u.hits].iter().find_map(|h| {
+                if !matches!(
+                    h.conflict,
+                    Conflict::Race {
+                        earlier_writes: true,
+                        ..
+                    }
+                ) {
+                    return Some((h.address, h.conflict));
                 }
-            );
-            if !over_write || before != after {
-                self.conflict(u.at, &space, address, Kind::Write, u.proxy, conflict);
+                let first = (h.address - u.address) as usize;
+                let changed = (first..first + h.bytes as usize).find(|&i| before[i] != after[i])?;
+                let word = (u.address + changed as u64) & !3;
+                Some((word.max(h.address), h.conflict))
+            });
+            if let Some((address, conflict)) = seen {
+                self.conflict(u.at, u.space, address, Kind::Write, u.proxy, conflict);
             }
         }
-        self.overwritten = kept;
+        (self.overwritten, self.hits, self.unsettled) = (kept, hits, list);
         self.overwritten.clear();
-        self.unsettled = list;
+        self.hits.clear();
     }
 
     /// `at` makes everything it did (and has observed) visible to whoever acquires `object` later.

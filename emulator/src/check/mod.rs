@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod global;
+mod granules;
 pub mod hooks;
 pub mod layout;
 pub mod report;
@@ -178,6 +179,7 @@ pub struct Checker {
     /// Writes that are being done, and the bytes they overwrite.
     unsettled: Vec<hooks::Unsettled>,
     overwritten: Vec<u8>,
+    hits: Vec<shadow::Hit>,
     agents: clock::Agents,
     /// Shadow of each CTA's shared memory.
     shared: Vec<shadow::Shadow>,

@@ -1,15 +1,15 @@
 //! Shadow memory: for every 4-byte word who wrote it last and who has read it since.
 //!
 //! Bytes within a word are told apart by a 4-bit mask, so that neighbouring 8- and 16-bit values of two warps are not
-//! mistaken for one. Most accesses cover whole, aligned 32-byte blocks (vector accesses of a warp, tensor copies, rows
-//! of matrix operands), so the eight words of a block share one cell until an access covers only a part of it; a
-//! write of the whole block joins them again.
+//! mistaken for one. Words that were always accessed together share a cell ([`granules`](super::granules)).
 //!
 //! A cell remembers the last [`READERS`] readers since the last write. With more readers than that the oldest is forgotten:
 //! a race with it may be missed, none is invented.
 
+use super::granules::{Page, Part};
 use super::{Kind, Proxy};
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 /// One remembered access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,22 +23,52 @@ pub struct Past {
     pub proxy: Proxy,
 }
 
-const NOBODY: Past = Past {
+/// The same in 12 bytes, so that a cell is a cache line. `tag`: bytes in bits 0-3, atomic, async proxy, pc from bit 6 on.
+#[derive(Debug, Clone, Copy)]
+struct Packed {
+    agent: u32,
+    clock: u32,
+    tag: u32,
+}
+
+const BYTES: u32 = 0xf;
+const ATOMIC: u32 = 1 << 4;
+const ASYNC: u32 = 1 << 5;
+const PC_SHIFT: u32 = 6;
+const NO_PC: u32 = u32::MAX >> PC_SHIFT;
+
+const NOBODY: Packed = Packed {
     agent: u32::MAX,
     clock: 0,
-    pc: u32::MAX,
-    bytes: 0,
-    atomic: false,
-    proxy: Proxy::Generic,
+    tag: NO_PC << PC_SHIFT,
 };
 
+impl Packed {
+    fn unpack(self) -> Past {
+        let pc = self.tag >> PC_SHIFT;
+        Past {
+            agent: self.agent,
+            clock: self.clock,
+            pc: if pc == NO_PC { u32::MAX } else { pc },
+            bytes: (self.tag & BYTES) as u8,
+            atomic: self.tag & ATOMIC != 0,
+            proxy: if self.tag & ASYNC != 0 {
+                Proxy::Async
+            } else {
+                Proxy::Generic
+            },
+        }
+    }
+}
+
 /// Readers that a cell remembers.
-pub const READERS: usize = 3;
+pub const READERS: usize = 4;
 
 #[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
 struct Cell {
-    write: Past,
-    reads: [Past; READERS],
+    write: Packed,
+    reads: [Packed; READERS],
     readers: u8,
     /// Bytes that hold a value (initialised by any write).
     valid: u8,
@@ -60,6 +90,14 @@ pub enum Conflict {
     Proxy { earlier: Past },
 }
 
+/// A conflict, and the bytes for which it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hit {
+    pub address: u64,
+    pub bytes: u64,
+    pub conflict: Conflict,
+}
+
 /// The new access.
 #[derive(Debug, Clone, Copy)]
 pub struct New {
@@ -70,6 +108,23 @@ pub struct New {
     pub proxy: Proxy,
 }
 
+impl New {
+    fn packed(self) -> Packed {
+        let mut tag = self.pc << PC_SHIFT;
+        if self.kind == Kind::Atomic {
+            tag |= ATOMIC;
+        }
+        if self.proxy == Proxy::Async {
+            tag |= ASYNC;
+        }
+        Packed {
+            agent: self.agent,
+            clock: self.clock,
+            tag,
+        }
+    }
+}
+
 /// What orders the new access: `seen(agent, clock)` and `proxied(agent, clock)`.
 pub trait Order {
     fn seen(&self, agent: u32, clock: u32) -> bool;
@@ -77,221 +132,232 @@ pub trait Order {
 }
 
 impl Cell {
-    /// Records an access to the bytes of `mask`; the conflict with what is remembered, if any.
+    /// Does the access conflict with the last write?
     #[inline(always)]
-    fn access(&mut self, mask: u8, new: New, order: &impl Order) -> Option<Conflict> {
-        let past = Past {
-            agent: new.agent,
-            clock: new.clock,
-            pc: new.pc,
-            bytes: mask,
-            atomic: new.kind == Kind::Atomic,
-            proxy: new.proxy,
-        };
+    fn against_write(&self, mask: u32, new: Packed, order: &impl Order) -> Option<Conflict> {
         let w = self.write;
-        let mut found = None;
-        if w.bytes & mask != 0 && w.agent != new.agent && !(w.atomic && past.atomic) {
-            if !order.seen(w.agent, w.clock) {
-                found = Some(Conflict::Race {
-                    earlier: w,
-                    earlier_writes: true,
-                });
-            } else if new.proxy == Proxy::Async
-                && w.proxy == Proxy::Generic
-                && !order.proxied(w.agent, w.clock)
-            {
-                found = Some(Conflict::Proxy { earlier: w });
-            }
+        if w.agent == new.agent || w.tag & mask == 0 || w.tag & new.tag & ATOMIC != 0 {
+            return None;
         }
-        let readers = usize::from(self.readers);
-        if new.kind == Kind::Read {
-            // The same reader again, or one that the new reader follows and covers, gives up its place.
-            let place = self.reads[..readers].iter().position(|p| {
-                p.agent == new.agent || p.bytes & !mask == 0 && order.seen(p.agent, p.clock)
+        if !order.seen(w.agent, w.clock) {
+            return Some(Conflict::Race {
+                earlier: w.unpack(),
+                earlier_writes: true,
             });
-            match place {
-                Some(i) => {
-                    let p = &mut self.reads[i];
-                    let bytes = if p.agent == new.agent && p.clock == new.clock {
-                        p.bytes | mask
-                    } else {
-                        mask
-                    };
-                    *p = Past { bytes, ..past };
-                }
-                None if readers < READERS => {
-                    self.reads[readers] = past;
-                    self.readers += 1;
-                }
-                None => {
-                    self.reads.rotate_left(1);
-                    self.reads[READERS - 1] = past;
-                }
-            }
-            return found;
         }
-        // A write or atomic: every reader since must be ordered before it.
-        let unordered = self.reads[..readers]
-            .iter()
-            .copied()
-            .find(|p| p.bytes & mask != 0 && p.agent != new.agent && !order.seen(p.agent, p.clock));
-        let bytes = if w.agent == new.agent && w.clock == new.clock {
-            w.bytes | mask
-        } else {
-            mask
+        let crosses = new.tag & !w.tag & ASYNC != 0;
+        (crosses && !order.proxied(w.agent, w.clock)).then(|| Conflict::Proxy {
+            earlier: w.unpack(),
+        })
+    }
+
+    /// Records a read of the bytes of `mask`; its conflict with what is remembered, if any.
+    #[inline(always)]
+    fn read(&mut self, mask: u32, new: Packed, order: &impl Order) -> Option<Conflict> {
+        let found = self.against_write(mask, new, order);
+        let readers = usize::from(self.readers);
+        // The same reader again, or one that the new reader follows and covers, gives up its place.
+        let place = self.reads[..readers].iter().position(|p| {
+            p.agent == new.agent || p.tag & BYTES & !mask == 0 && order.seen(p.agent, p.clock)
+        });
+        let entry = Packed {
+            tag: new.tag | mask,
+            ..new
         };
-        self.write = Past { bytes, ..past };
-        self.valid |= mask;
-        if mask == 0xf {
+        match place {
+            Some(i) => {
+                let p = &mut self.reads[i];
+                let mut tag = entry.tag;
+                if (p.agent, p.clock) == (new.agent, new.clock) {
+                    tag |= p.tag & BYTES;
+                }
+                *p = Packed { tag, ..entry };
+            }
+            None if readers < READERS => {
+                self.reads[readers] = entry;
+                self.readers += 1;
+            }
+            None => {
+                self.reads.rotate_left(1);
+                self.reads[READERS - 1] = entry;
+            }
+        }
+        found
+    }
+
+    /// The same for a write or atomic: every reader since the last write must be ordered before it.
+    #[inline(always)]
+    fn write(&mut self, mask: u32, new: Packed, order: &impl Order) -> Option<Conflict> {
+        let found = self.against_write(mask, new, order);
+        let unordered = self.reads[..usize::from(self.readers)]
+            .iter()
+            .find(|p| p.tag & mask != 0 && p.agent != new.agent && !order.seen(p.agent, p.clock));
+        let found = found.or(unordered.map(|p| Conflict::Race {
+            earlier: p.unpack(),
+            earlier_writes: false,
+        }));
+        let w = self.write;
+        let mut tag = new.tag | mask;
+        if (w.agent, w.clock) == (new.agent, new.clock) {
+            tag |= w.tag & BYTES;
+        }
+        self.write = Packed { tag, ..new };
+        self.valid |= mask as u8;
+        if mask == BYTES {
             self.readers = 0;
         }
-        found.or(unordered.map(|earlier| Conflict::Race {
-            earlier,
-            earlier_writes: false,
-        }))
+        found
     }
 }
 
-const WORDS: usize = 8;
-const BLOCK: u64 = 4 * WORDS as u64;
-
-/// Eight words: one cell for all, or one each.
-#[derive(Debug, Clone)]
-struct Block {
-    all: Cell,
-    each: Option<Box<[Cell; WORDS]>>,
+/// Bytes of a word, by its mask, that `bytes` bytes at `at` cover; all of them for larger granules.
+#[inline(always)]
+fn byte_mask(at: u64, bytes: u64) -> u32 {
+    if bytes >= 4 {
+        return BYTES;
+    }
+    ((1 << bytes) - 1) << (at % 4)
 }
 
-impl Block {
-    fn word(&mut self, i: usize) -> &mut Cell {
-        let all = self.all;
-        &mut self.each.get_or_insert_with(|| Box::new([all; WORDS]))[i]
+/// Page numbers are their own hash.
+#[derive(Default)]
+struct PageHasher(u64);
+
+impl Hasher for PageHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for b in bytes {
+            self.0 = self.0 << 8 ^ u64::from(*b);
+        }
+    }
+    fn write_u64(&mut self, n: u64) {
+        self.0 = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 }
 
-/// Blocks of a page (4 KiB).
-const PAGE: usize = 128;
-type Page = [Block; PAGE];
+/// Pages found last, by the low bits of their numbers: all of a CTA's shared memory, and the streams of a kernel.
+const RECENT: usize = 32;
 
 /// Shadow of one address space: pages made on first touch.
-#[derive(Default)]
 pub struct Shadow {
-    pages: HashMap<u64, Box<Page>>,
-    last: Option<(u64, *mut Page)>,
+    pages: HashMap<u64, Box<Page<Cell>>, BuildHasherDefault<PageHasher>>,
+    recent: [(u64, *mut Page<Cell>); RECENT],
+}
+
+impl Default for Shadow {
+    fn default() -> Self {
+        Shadow {
+            pages: HashMap::default(),
+            recent: [(u64::MAX, std::ptr::null_mut()); RECENT],
+        }
+    }
 }
 
 impl Shadow {
     #[inline(always)]
-    fn block(&mut self, block: u64) -> &mut Block {
-        let page = block / PAGE as u64;
-        let p = match self.last {
-            Some((n, p)) if n == page => p,
-            _ => {
-                let p: *mut Page = &mut **self.pages.entry(page).or_insert_with(|| {
-                    let empty = Block {
-                        all: EMPTY,
-                        each: None,
-                    };
-                    Box::new(std::array::from_fn(|_| empty.clone()))
-                });
-                self.last = Some((page, p));
-                p
-            }
-        };
-        // SAFETY: the page is boxed, owned by `pages` and never removed while `last` points to it.
-        unsafe { &mut (&mut *p)[(block % PAGE as u64) as usize] }
+    fn page(&mut self, number: u64) -> &mut Page<Cell> {
+        let slot = &mut self.recent[number as usize % RECENT];
+        if slot.0 != number {
+            let page = self
+                .pages
+                .entry(number)
+                .or_insert_with(|| Box::new(Page::new(EMPTY)));
+            *slot = (number, &mut **page);
+        }
+        // SAFETY: the page is boxed, owned by `pages` and never removed while `recent` points to it.
+        unsafe { &mut *slot.1 }
     }
 
-    /// Calls `f` with every cell that stands for bytes of the range, the mask of those bytes and the address of the
-    /// first; whole blocks come as one.
+    /// Calls `f(cell, address, bytes)` for the cells of the range. `UNITE`: cells that `f` is given for a whole granule are alike
+    /// afterwards.
     #[inline(always)]
-    fn cells(&mut self, address: u64, bytes: u64, mut f: impl FnMut(&mut Cell, u8, u64)) {
+    fn cells<const UNITE: bool>(
+        &mut self,
+        address: u64,
+        bytes: u64,
+        mut f: impl FnMut(&mut Cell, u64, u64),
+    ) {
         let end = address + bytes;
         let mut at = address;
         while at < end {
-            let block = self.block(at / BLOCK);
-            if at.is_multiple_of(BLOCK) && end - at >= BLOCK {
-                match &mut block.each {
-                    None => f(&mut block.all, 0xf, at),
-                    Some(words) => {
-                        for (i, w) in words.iter_mut().enumerate() {
-                            f(w, 0xf, at + 4 * i as u64);
-                        }
-                    }
-                }
-                at += BLOCK;
-            } else {
-                let mask = byte_mask(at, end);
-                f(block.word((at / 4) as usize % WORDS), mask, at);
-                at = (at / 4 + 1) * 4;
-            }
+            let number = at / Page::<Cell>::BYTES;
+            let start = number * Page::<Cell>::BYTES;
+            let stop = end.min(start + Page::<Cell>::BYTES);
+            self.page(number).some::<UNITE>(start, at, stop, &mut f);
+            at = stop;
         }
-    }
-
-    /// Marks bytes as initialised without an access (memory copies by the host).
-    pub fn initialise(&mut self, address: u64, bytes: u64) {
-        self.cells(address, bytes, |c, mask, _| c.valid |= mask);
     }
 
     /// Marks bytes as undefined: an undefined value was stored there.
     pub fn poison(&mut self, address: u64, bytes: u64) {
-        self.cells(address, bytes, |c, mask, _| c.valid &= !mask);
+        self.cells::<false>(address, bytes, |c, at, n| {
+            c.valid &= !byte_mask(at, n) as u8;
+        });
     }
 
     /// Bytes of `[address, address + bytes)` that nobody has written: the first such address.
     pub fn first_uninitialised(&mut self, address: u64, bytes: u64) -> Option<u64> {
         let mut found = None;
-        self.cells(address, bytes, |c, mask, at| {
-            let missing = mask & !c.valid;
-            if missing != 0 && found.is_none() {
-                found = Some(at / 4 * 4 + u64::from(missing.trailing_zeros()));
-            }
-        });
+        self.cells::<false>(address, bytes, |c, at, n| c.undefined(&mut found, at, n));
         found
     }
 
-    /// Records an access; the first conflict with what is remembered, with the address it is at.
-    pub fn access(
+    /// Records a read: the first conflict with what is remembered, and the first byte that nobody has written.
+    pub fn read(
         &mut self,
         address: u64,
         bytes: u64,
         new: New,
         order: &impl Order,
-    ) -> Option<(u64, Conflict)> {
-        let mut found = None;
-        self.cells(address, bytes, |c, mask, at| {
-            if let Some(conflict) = c.access(mask, new, order)
-                && found.is_none()
-            {
-                found = Some((at, conflict));
+    ) -> (Option<Hit>, Option<u64>) {
+        let packed = new.packed();
+        let (mut hit, mut undefined) = (None, None);
+        self.cells::<false>(address, bytes, |c, address, bytes| {
+            let conflict = c.read(byte_mask(address, bytes), packed, order);
+            if let (Some(conflict), None) = (conflict, hit) {
+                hit = Some(Hit {
+                    address,
+                    bytes,
+                    conflict,
+                });
             }
+            c.undefined(&mut undefined, address, bytes);
         });
-        if new.kind != Kind::Read {
-            self.join_blocks(address, bytes);
-        }
-        found
+        (hit, undefined)
     }
 
-    /// Blocks that one write has covered are one again.
-    fn join_blocks(&mut self, address: u64, bytes: u64) {
-        let end = address + bytes;
-        let mut at = address.next_multiple_of(BLOCK);
-        while at < end && end - at >= BLOCK {
-            let block = self.block(at / BLOCK);
-            if let Some(words) = block.each.take() {
-                block.all = words[0];
+    /// Records a write or atomic; its conflicts with what is remembered are added to `hits`.
+    pub fn write(
+        &mut self,
+        address: u64,
+        bytes: u64,
+        new: New,
+        order: &impl Order,
+        hits: &mut Vec<Hit>,
+    ) {
+        let packed = new.packed();
+        self.cells::<true>(address, bytes, |c, address, bytes| {
+            if let Some(conflict) = c.write(byte_mask(address, bytes), packed, order) {
+                hits.push(Hit {
+                    address,
+                    bytes,
+                    conflict,
+                });
             }
-            at += BLOCK;
-        }
+        });
     }
 }
 
-/// Bytes of the word at `at` that lie in `[at, end)`.
-#[inline(always)]
-fn byte_mask(at: u64, end: u64) -> u8 {
-    let first = at % 4;
-    let last = (end - at + first).min(4);
-    (((1u32 << last) - 1) & !((1u32 << first) - 1)) as u8
+impl Cell {
+    #[inline(always)]
+    fn undefined(&self, found: &mut Option<u64>, at: u64, bytes: u64) {
+        let missing = byte_mask(at, bytes) & !u32::from(self.valid);
+        if missing != 0 && found.is_none() {
+            *found = Some(at / 4 * 4 + u64::from(missing.trailing_zeros()));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -317,12 +383,48 @@ mod tests {
         }
     }
 
+    impl Shadow {
+        /// The first conflict of an access.
+        fn access(
+            &mut self,
+            address: u64,
+            bytes: u64,
+            new: New,
+            order: &impl Order,
+        ) -> Option<(u64, Conflict)> {
+            let mut hits = vec![];
+            if new.kind == Kind::Read {
+                hits.extend(self.read(address, bytes, new, order).0);
+            } else {
+                self.write(address, bytes, new, order, &mut hits);
+            }
+            hits.first().map(|h| (h.address, h.conflict))
+        }
+    }
+
     #[test]
     fn masks() {
         assert_eq!(byte_mask(0, 4), 0b1111);
-        assert_eq!(byte_mask(1, 3), 0b0110);
-        assert_eq!(byte_mask(7, 9), 0b1000);
-        assert_eq!(byte_mask(8, 9), 0b0001);
+        assert_eq!(byte_mask(128, 128), 0b1111);
+        assert_eq!(byte_mask(1, 2), 0b0110);
+        assert_eq!(byte_mask(7, 1), 0b1000);
+        assert_eq!(byte_mask(8, 1), 0b0001);
+    }
+
+    #[test]
+    fn a_cell_is_a_cache_line() {
+        assert_eq!(size_of::<Cell>(), 64);
+        let new = new(3, Kind::Atomic, Proxy::Async).packed();
+        let past = Packed {
+            tag: new.tag | 5,
+            ..new
+        }
+        .unpack();
+        assert_eq!(
+            (past.pc, past.bytes, past.atomic, past.proxy),
+            (3, 5, true, Proxy::Async)
+        );
+        assert_eq!(NOBODY.unpack().pc, u32::MAX);
     }
 
     #[test]
@@ -380,9 +482,9 @@ mod tests {
                 true
             }
         }
-        for forgotten in 1..4 {
+        for forgotten in 1..=READERS as u32 {
             let mut s = Shadow::default();
-            for reader in 1..4 {
+            for reader in 1..=READERS as u32 {
                 s.access(
                     0,
                     4,
@@ -464,14 +566,15 @@ mod tests {
     #[test]
     fn uninitialised_bytes_are_found_exactly() {
         let mut s = Shadow::default();
-        s.initialise(3, 6);
+        let w = new(0, Kind::Write, Proxy::Generic);
+        s.access(3, 6, w, &All(true, true));
         assert_eq!(s.first_uninitialised(3, 6), None);
         assert_eq!(s.first_uninitialised(2, 4), Some(2));
         assert_eq!(s.first_uninitialised(4, 8), Some(9));
     }
 
     #[test]
-    fn a_part_of_a_block_is_told_apart_and_a_whole_write_joins_it_again() {
+    fn a_part_of_a_granule_is_told_apart_and_a_whole_write_joins_it_again() {
         let mut s = Shadow::default();
         s.access(
             64,
@@ -500,7 +603,6 @@ mod tests {
             new(3, Kind::Write, Proxy::Generic),
             &All(true, true),
         );
-        assert!(s.block(2).each.is_none());
         assert_eq!(s.access(64, 32, read, &AllBut(1)), None);
     }
 }

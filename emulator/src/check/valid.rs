@@ -217,64 +217,42 @@ impl Checker {
         self.report(FindingKind::Uninitialized, at, message, vec![]);
     }
 
-    /// Lanes `first..end` access consecutive ranges of `bytes` from `start`.
-    #[allow(clippy::too_many_arguments)] // one call site; a struct would only rename them
+    /// A warp has read shared memory, not all of it defined, or writes it.
     pub(super) fn shared_validity(
         &mut self,
         at: At,
         cta: u32,
-        start: u32,
+        addresses: &[u32; 32],
+        mask: u32,
         bytes: u32,
-        first: usize,
-        end: usize,
         kind: Kind,
     ) {
         if at.agent.0 as usize >= self.registers.rows.len() {
             return;
         }
-        match kind {
-            Kind::Read => {
-                let all = u64::from(bytes) * (end - first) as u64;
-                if self.shared[cta as usize]
-                    .first_uninitialised(u64::from(start), all)
-                    .is_some()
-                {
-                    for lane in first..end {
-                        let a = u64::from(start) + u64::from(bytes) * (lane - first) as u64;
-                        if self.shared[cta as usize]
-                            .first_uninitialised(a, u64::from(bytes))
-                            .is_some()
-                        {
-                            self.registers.loaded &= !(1 << lane);
-                        }
-                    }
-                }
+        let shadow = &mut self.shared[cta as usize];
+        let bytes = u64::from(bytes);
+        if kind == Kind::Write {
+            let bad = mask & !self.registers.sources;
+            for lane in (0..32).filter(|l| bad >> l & 1 == 1) {
+                shadow.poison(u64::from(addresses[lane]), bytes);
             }
-            Kind::Write => {
-                let bad = !self.registers.sources;
-                if bad != 0 {
-                    for lane in first..end {
-                        if bad >> lane & 1 == 1 {
-                            let a = u64::from(start) + u64::from(bytes) * (lane - first) as u64;
-                            self.shared[cta as usize].poison(a, u64::from(bytes));
-                        }
-                    }
-                }
+            return;
+        }
+        for lane in (0..32).filter(|l| mask >> l & 1 == 1) {
+            let a = u64::from(addresses[lane]);
+            if shadow.first_uninitialised(a, bytes).is_some() {
+                self.registers.loaded &= !(1 << lane);
             }
-            Kind::Atomic => {}
         }
     }
 
-    /// The tensor core and bulk stores act on what they read.
-    pub(super) fn range_must_be_valid(&mut self, at: At, cta: u32, address: u32, bytes: u32) {
-        if let Some(a) =
-            self.shared[cta as usize].first_uninitialised(u64::from(address), u64::from(bytes))
-        {
-            let message = format!(
-                "{} reads shared address {a:#x} of CTA {cta}, which was never written",
-                self.name(at.agent)
-            );
-            self.report(FindingKind::Uninitialized, at, message, vec![]);
-        }
+    /// The tensor core and bulk stores act on what they read, and nobody has written this address.
+    pub(super) fn must_be_valid(&mut self, at: At, cta: u32, address: u64) {
+        let message = format!(
+            "{} reads shared address {address:#x} of CTA {cta}, which was never written",
+            self.name(at.agent)
+        );
+        self.report(FindingKind::Uninitialized, at, message, vec![]);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::super::{Cx, Flow, LANES, LOCAL_WINDOW, SHARED_BASE, SHARED_WINDOW};
 use super::access::{ORDERED, STRONG};
-use super::address::{GENERIC, GLOBAL, LOCAL, SHARED};
+use super::address::{GLOBAL, LOCAL, SHARED};
 use crate::check::{Kind, Sync};
 use crate::program::{Class, Op};
 
@@ -34,7 +34,6 @@ impl Access {
 }
 
 /// Called for every access when something observes the cluster, and for every strong access. A flow ends the operation.
-#[cold]
 #[inline(never)]
 pub fn observe(cx: &mut Cx, op: &Op, addresses: &[u64; LANES], access: Access) -> Option<Flow> {
     let strong = op.flags & STRONG != 0;
@@ -51,18 +50,12 @@ pub fn observe(cx: &mut Cx, op: &Op, addresses: &[u64; LANES], access: Access) -
     }
     let kind = if strong { Kind::Atomic } else { access.kind };
     // Lanes by window.
-    let (mut shared, mut global) = (0u32, 0u32);
-    for (l, &a) in addresses.iter().enumerate() {
-        let bit = cx.mask & 1 << l;
-        match access.space {
-            GLOBAL => global |= bit,
-            SHARED => shared |= bit,
-            LOCAL => {}
-            GENERIC if a >> 32 == SHARED_WINDOW >> 32 => shared |= bit,
-            GENERIC if a >> 32 == LOCAL_WINDOW >> 32 => {}
-            _ => global |= bit,
-        }
-    }
+    let (shared, global) = match access.space {
+        GLOBAL => (0, cx.mask),
+        SHARED => (cx.mask, 0),
+        LOCAL => (0, 0),
+        _ => by_window(addresses, cx.mask),
+    };
     if shared != 0 {
         observe_shared(cx, addresses, shared, access, kind, strong);
     }
@@ -72,6 +65,16 @@ pub fn observe(cx: &mut Cx, op: &Op, addresses: &[u64; LANES], access: Access) -
         observe_global(cx, counted, addresses, global, access, kind, strong);
     }
     None
+}
+
+/// Lanes whose generic addresses are in shared, and in global memory.
+fn by_window(addresses: &[u64; LANES], mask: u32) -> (u32, u32) {
+    let (mut shared, mut local) = (0u32, 0u32);
+    for (l, a) in addresses.iter().enumerate() {
+        shared |= u32::from(a >> 32 == SHARED_WINDOW >> 32) << l;
+        local |= u32::from(a >> 32 == LOCAL_WINDOW >> 32) << l;
+    }
+    (shared & mask, mask & !shared & !local)
 }
 
 fn observe_global(
@@ -152,6 +155,10 @@ fn observe_shared(
     let at = cx.at();
     let own = cx.cta().rank;
     let (warp, pc) = (cx.warp().index, cx.pc);
+    let mut ranks = 0;
+    for a in addresses {
+        ranks |= *a as u32 >> 24;
+    }
     let mut left = lanes;
     while left != 0 {
         let rank_of = |a: u64| match a as u32 >> 24 {
@@ -159,20 +166,28 @@ fn observe_shared(
             r => r - 1,
         };
         let rank = rank_of(addresses[left.trailing_zeros() as usize]);
-        let same = (0..LANES)
-            .filter(|&l| left >> l & 1 == 1 && rank_of(addresses[l]) == rank)
-            .fold(0u32, |m, l| m | 1 << l);
+        let same = if ranks == 0 {
+            left
+        } else {
+            (0..LANES)
+                .filter(|&l| left >> l & 1 == 1 && rank_of(addresses[l]) == rank)
+                .fold(0u32, |m, l| m | 1 << l)
+        };
         left &= !same;
         let offsets: [u32; LANES] = std::array::from_fn(|l| addresses[l] as u32 & 0xff_ffff);
-        // The same location for all CTAs of the cluster, whatever window names it.
-        let global: [u64; LANES] = std::array::from_fn(|l| {
-            SHARED_WINDOW | u64::from(rank + 1) << 24 | u64::from(offsets[l])
-        });
         let c = cx.cluster();
         if let Some(check) = &mut c.check {
-            order(check, at, &global, same, access, strong, true);
-            check.shared_access(at, rank, &offsets, same, access.bytes, kind);
-            order(check, at, &global, same, access, strong, false);
+            if strong || access.kind == Kind::Atomic {
+                // The same location for all CTAs of the cluster, whatever window names it.
+                let global = std::array::from_fn(|l| {
+                    SHARED_WINDOW | u64::from(rank + 1) << 24 | u64::from(offsets[l])
+                });
+                order(check, at, &global, same, access, strong, true);
+                check.shared_access(at, rank, &offsets, same, access.bytes, kind);
+                order(check, at, &global, same, access, strong, false);
+            } else {
+                check.shared_access(at, rank, &offsets, same, access.bytes, kind);
+            }
         }
         if let Some(counters) = &mut c.counters {
             let offsets = offsets.map(|o| o.wrapping_sub(SHARED_BASE));
