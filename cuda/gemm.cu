@@ -59,7 +59,7 @@
 //
 // 7. Limits: N and K multiples of 8 (16-byte rows for TMA), M with m contiguous likewise; rest by clipping: what lies
 //    outside loads as zero and is not stored. k_blocks_per_split * (splits - 1) < ceil(K / 64): no empty split.
-#include "gemm_pipeline.cuh"
+#include "gemm_frame.cuh"
 #include "hopper/matrix_moves.cuh"
 #include "hopper/numeric.cuh"
 
@@ -88,49 +88,12 @@ template <Epilogue EPILOGUE_, int BLOCK_N_> struct Variant {
 template <Major A_MAJOR, Major B_MAJOR, typename V>
 using PipelineOf = Pipeline<A_MAJOR, B_MAJOR, V::BLOCK_N, V::STAGES, V::LEAD, V::WIDE ? Share::B : Share::None, V::CLUSTER>;
 
-struct GemmShape {
-  i32 m, n, k, batches, splits, k_blocks_per_split;
-  float alpha, beta;
-};
-
 template <typename P, typename V> struct alignas(1024) GemmShared {
   typename P::Stages stages;
   u8 staging[CONSUMERS][V::BOXES == 0 ? 1 : V::BOXES][V::BOXES == 0 ? 16 : BOX_BYTES];
   typename P::Barriers barriers;
   u64 aux_full[CONSUMERS];
 };
-
-struct Tile {
-  i32 m, n, split, batch, k_begin, k_end; // element offsets of the tile; range of k-blocks
-};
-// Tiles of a launch per cluster of CTAs, and one of them for the CTA of this rank.
-template <typename V> __device__ __forceinline__ u32 tile_count(const GemmShape &s) {
-  const u32 tiles_n = ceil_div(s.n, V::BLOCK_N), tiles_m = ceil_div(s.m, BLOCK_M * V::CLUSTER);
-  return (V::SYMMETRIC ? tiles_n * (tiles_n + 1) / 2 : tiles_m * tiles_n) * s.splits * s.batches;
-}
-template <typename V> __device__ __forceinline__ Tile tile_at(u32 index, u32 rank, const GemmShape &s) {
-  const u32 tiles_n = ceil_div(s.n, V::BLOCK_N);
-  Tile t;
-  if constexpr (V::SYMMETRIC) { // row i of the triangle has tiles 0 .. i
-    const u32 triangle = tiles_n * (tiles_n + 1) / 2;
-    u32 column = index % triangle, row = 0;
-    while (column > row) column -= ++row;
-    t.n = i32(column) * V::BLOCK_N;
-    t.m = i32(row) * BLOCK_M;
-    index /= triangle;
-  } else {
-    const u32 tiles_m = ceil_div(s.m, BLOCK_M * V::CLUSTER);
-    t.n = i32(index % tiles_n) * V::BLOCK_N;
-    index /= tiles_n;
-    t.m = i32(index % tiles_m * V::CLUSTER + rank) * BLOCK_M;
-    index /= tiles_m;
-  }
-  t.split = i32(index % u32(s.splits));
-  t.batch = i32(index / u32(s.splits));
-  t.k_begin = t.split * s.k_blocks_per_split;
-  t.k_end = min(t.k_begin + s.k_blocks_per_split, ceil_div(s.k, BLOCK_K));
-  return t;
-}
 
 // Activation of the MLP on a bf16-rounded pre-activation, and its derivative.
 __device__ __forceinline__ float leaky2(float p) {
@@ -262,76 +225,55 @@ __device__ __forceinline__ void store_partial(const float (&d)[V::BLOCK_N / 2], 
   }
 }
 
+// What a consumer's thread does with its tiles.
+template <typename V, typename Shared> struct TileEpilogue {
+  Shared &shared;
+  const TensorMap *out, *out2, *aux;
+  float *out_f32;
+  const GemmShape &shape;
+  Worker worker;
+  u32 aux_phase = 0;
+
+  __device__ __forceinline__ void begin(const Tile &tile) {
+    if constexpr (V::HAS_AUX) {
+      constexpr int AUX_BOXES = V::BLOCK_N / 64;
+      if (worker.thread == 0) {
+        u64 *full = &shared.aux_full[worker.consumer];
+        bulk_wait_read<0>(); // the stores of the last tile have left the staging boxes
+        mbarrier_arrive_expect(full, AUX_BOXES * BOX_BYTES);
+#pragma unroll
+        for (int box = 0; box < AUX_BOXES; ++box)
+          tma_load_3d(shared.staging[worker.consumer][box], aux, full, tile.n + 64 * box, worker.row(tile), tile.batch);
+      }
+    }
+  }
+  __device__ __forceinline__ void finish(const Tile &tile, const float (&d)[V::BLOCK_N / 2]) {
+    if constexpr (V::HAS_AUX) {
+      mbarrier_wait(&shared.aux_full[worker.consumer], aux_phase);
+      aux_phase ^= 1;
+    }
+    if constexpr (V::TO_F32) store_partial<V>(d, out_f32, tile, shape, worker.consumer, worker.thread);
+    else store_tile<V>(d, shared.staging[worker.consumer], out, out2, tile, shape, worker.consumer, worker.thread);
+  }
+  __device__ __forceinline__ void end() {
+    if constexpr (!V::TO_F32) {
+      if (worker.thread == 0) bulk_wait_read<0>();
+    }
+  }
+};
+
 template <Major A_MAJOR, Major B_MAJOR, typename V>
 __device__ __forceinline__ void gemm(const TensorMap *a, const TensorMap *b, const TensorMap *out, const TensorMap *out2,
                                      const TensorMap *aux, float *out_f32, const GemmShape shape) {
   using P = PipelineOf<A_MAJOR, B_MAJOR, V>;
   using Shared = GemmShared<P, V>;
-  static_assert(sizeof(Shared) <= SHARED_LIMIT, "stages and staging boxes fit into shared memory");
-  extern __shared__ u8 shared_bytes[];
-  // NOTE: dynamic shared memory is only 16-byte aligned; the swizzle needs 1024.
-  Shared &shared = *reinterpret_cast<Shared *>((reinterpret_cast<u64>(shared_bytes) + 1023) & ~u64(1023));
-
-  const u32 warpgroup = warp_id() / 4;
-  if (threadIdx.x == 0) {
-    P::init(shared.barriers);
+  Shared &shared = shared_memory<Shared>();
+  const auto init = [&]() {
     for (int w = 0; w < CONSUMERS; ++w) mbarrier_init(&shared.aux_full[w], 1);
-    fence_barrier_init();
-  }
-  if constexpr (V::CLUSTER > 1) cluster_sync();
-  else __syncthreads();
-
-  const u32 rank = V::CLUSTER > 1 ? cluster_rank() : 0;
-  const u32 first = blockIdx.x / V::CLUSTER, clusters = gridDim.x / V::CLUSTER, tiles = tile_count<V>(shape);
-  typename P::Ring ring;
-
-  if (warpgroup == 0) { // ---- producer
-    registers_decrease<PRODUCER_REGISTERS>();
-    if (threadIdx.x == 0) {
-      prefetch_tensor_map(a);
-      prefetch_tensor_map(b);
-      for (u32 index = first; index < tiles; index += clusters) {
-        const Tile t = tile_at<V>(index, rank, shape);
-        P::load_blocks(shared.stages, shared.barriers, ring, a, b, t.m, t.n, t.k_begin, t.k_end, t.batch, rank);
-      }
-    }
-    return;
-  }
-
-  // ---- consumers
-  registers_increase<CONSUMER_REGISTERS>();
-  const u32 consumer = warpgroup - 1;
-  const u32 thread = threadIdx.x % 128, lane = thread % 32;
-  const i32 blocks = ceil_div(shape.k, BLOCK_K), last = blocks - (shape.splits - 1) * shape.k_blocks_per_split;
-  const bool lead = last >= V::STAGES; // the last split has the fewest k-blocks
-  u32 aux_phase = 0;
-
-  for (u32 index = first; index < tiles; index += clusters) {
-    const Tile tile = tile_at<V>(index, rank, shape);
-    if constexpr (V::HAS_AUX) {
-      constexpr int AUX_BOXES = V::BLOCK_N / 64;
-      if (thread == 0) {
-        bulk_wait_read<0>(); // the stores of the last tile have left the staging boxes
-        mbarrier_arrive_expect(&shared.aux_full[consumer], AUX_BOXES * BOX_BYTES);
-#pragma unroll
-        for (int box = 0; box < AUX_BOXES; ++box)
-          tma_load_3d(shared.staging[consumer][box], aux, &shared.aux_full[consumer], tile.n + 64 * box, tile.m + 64 * i32(consumer), tile.batch);
-      }
-    }
-    float d[P::ACCUMULATORS];
-    P::multiply_blocks(d, shared.stages, shared.barriers, ring, tile.k_end - tile.k_begin, consumer, lane, lead);
-    if constexpr (V::HAS_AUX) {
-      mbarrier_wait(&shared.aux_full[consumer], aux_phase);
-      aux_phase ^= 1;
-    }
-    if constexpr (V::TO_F32) store_partial<V>(d, out_f32, tile, shape, consumer, thread);
-    else store_tile<V>(d, shared.staging[consumer], out, out2, tile, shape, consumer, thread);
-  }
-  // The CTA's shared memory must outlive the reads of its last stores, and the releases by the other CTA of the cluster.
-  if constexpr (!V::TO_F32) {
-    if (thread == 0) bulk_wait_read<0>();
-  }
-  if constexpr (V::CLUSTER > 1) cluster_sync();
+  };
+  run_tiles<P, V>(shared, a, b, shape, init, [&](Worker worker) {
+    return TileEpilogue<V, Shared>{shared, out, out2, aux, out_f32, shape, worker};
+  });
 }
 
 } // namespace birdie
