@@ -120,11 +120,12 @@ struct Pipeline {
   // serializes the products (C7515).
   static __device__ __forceinline__ void multiply_blocks(float (&d)[ACCUMULATORS], Stages &stages, Barriers &barriers, Ring &ring, i32 blocks,
                                                          u32 consumer, u32 lane, bool lead) {
+    const u64 first_a = matrix_descriptor(shared_address(stages.a) + consumer * BOX_BYTES, 16);
+    const u64 first_b = matrix_descriptor(shared_address(stages.b), B_MAJOR == Major::K ? 16 : BOX_BYTES);
     const auto multiply = [&](bool accumulate) {
       const u32 s = ring.stage;
       mbarrier_wait(&barriers.full[s], ring.phase);
-      const u64 da = matrix_descriptor(shared_address(stages.a[s]) + consumer * BOX_BYTES, 16);
-      const u64 db = matrix_descriptor(shared_address(stages.b[s]), B_MAJOR == Major::K ? 16 : BOX_BYTES);
+      const u64 da = first_a + s * DESCRIPTOR_STEP<A_BYTES>, db = first_b + s * DESCRIPTOR_STEP<B_BYTES>;
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < BLOCK_K / 16; ++k)
