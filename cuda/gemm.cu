@@ -6,9 +6,11 @@
 //      gemm_tn_*   D[m,n] = sum_k A[k,m] B[k,n]     weight grad.  dW = dy^T x
 //    and then, by suffix:
 //      _bf16       out = bf16(D)
-//      _add_bf16   out = bf16(alpha D + beta aux)                      residual add; Newton-Schulz polynomials
-//      _leaky2     out = p = bf16(D), out2 = q = bf16(r^2), r = p > 0 ? p : p/2
-//      _dleaky2    out = bf16(bf16(D) * dq/dp), dq/dp = p > 0 ? 2p : p/2, aux = p
+//      _scaled_bf16  out = bf16(f D), f a factor per row: RMSNorm of a, see row_scale.cuh
+//      _add_bf16   out = bf16(alpha D + beta aux)                      Newton-Schulz polynomials
+//      _add_squares_bf16  out = bf16(D + aux), squares[c / 128][m] = sum of out^2 over columns c .. c+128      residual add
+//      _leaky2     out = p = bf16(f D), out2 = q = bf16(r^2), r = p > 0 ? p : p/2
+//      _dleaky2    out = bf16(f bf16(D) dq/dp), dq/dp = p > 0 ? 2p : p/2, aux = p
 //      _f32        out_f32[split][m][n] = the partial sum of this split of K (one split: D itself)
 //      _symmetric  D (and aux) equal their transposes: tiles below the diagonal are computed, stored, and stored transposed
 //    A per-channel scale of the output (attn_scale, mlp_scale, ...) is not applied here: it is folded into W when the
@@ -18,6 +20,7 @@
 //      a, b    bf16  as in the formula        box 64 k x 128 rows (k contiguous) or 64 m|n x 64 k (m or n contiguous)
 //      out, out2, aux  bf16 [batch, M, N]     box 64 n x 64 m
 //      out_f32 f32 [batch, splits, M, N]      plain pointer, 8-byte stores
+//      squares, RowScale::sums  f32 [parts, M]  plain pointers, one batch
 //    Shared: a ring of stages (gemm_pipeline.cuh), then per consumer warpgroup BOXES staging boxes of 64x64.
 //
 // 3. Work. 384 threads: warpgroup 0 is the producer (one thread works, 40 registers), warpgroups 1 and 2 are consumers of 64 rows
@@ -62,10 +65,11 @@
 #include "gemm_frame.cuh"
 #include "hopper/matrix_moves.cuh"
 #include "hopper/numeric.cuh"
+#include "row_scale.cuh"
 
 namespace birdie {
 
-enum class Epilogue { Store, Add, Leaky2, DLeaky2, StoreF32, Symmetric, SymmetricAdd };
+enum class Epilogue { Store, Scaled, Add, AddSquares, Leaky2, DLeaky2, StoreF32, Symmetric, SymmetricAdd };
 
 // Shared memory of a variant: as many stages as fit beside the staging boxes. `src/kernels/gemm.rs` knows the sums.
 template <Epilogue EPILOGUE_, int BLOCK_N_> struct Variant {
@@ -73,7 +77,9 @@ template <Epilogue EPILOGUE_, int BLOCK_N_> struct Variant {
   static constexpr int BLOCK_N = BLOCK_N_;
   static constexpr bool WIDE = BLOCK_N == 256;
   static constexpr bool SYMMETRIC = EPILOGUE == Epilogue::Symmetric || EPILOGUE == Epilogue::SymmetricAdd;
-  static constexpr bool HAS_AUX = EPILOGUE == Epilogue::Add || EPILOGUE == Epilogue::DLeaky2 || EPILOGUE == Epilogue::SymmetricAdd;
+  static constexpr bool SQUARES = EPILOGUE == Epilogue::AddSquares;
+  static constexpr bool SCALED = EPILOGUE == Epilogue::Scaled || EPILOGUE == Epilogue::Leaky2 || EPILOGUE == Epilogue::DLeaky2;
+  static constexpr bool HAS_AUX = EPILOGUE == Epilogue::Add || SQUARES || EPILOGUE == Epilogue::DLeaky2 || EPILOGUE == Epilogue::SymmetricAdd;
   static constexpr bool TO_F32 = EPILOGUE == Epilogue::StoreF32;
   // Boxes that a consumer stores per 64 columns, and boxes that it has: with aux, all of a tile.
   static constexpr int OUTPUTS = EPILOGUE == Epilogue::Leaky2 || SYMMETRIC ? 2 : 1;
@@ -102,23 +108,34 @@ __device__ __forceinline__ float leaky2(float p) {
 }
 __device__ __forceinline__ float leaky2_derivative(float p) { return p > 0.f ? 2.f * p : 0.5f * p; }
 
-// Turns one packed pair of accumulators into the pair(s) to store. `aux` is the pair of the aux tensor at the same place.
+// What an epilogue knows beyond its tensors.
+struct Rows {
+  RowScale scale;
+  float *squares;
+};
+
+// Turns one pair of accumulators into the packed pair to store. `aux` is the pair of the aux tensor at the same place, `factor` the row's.
 template <Epilogue EPILOGUE>
-__device__ __forceinline__ u32 finish_pair(float low, float high, u32 aux, float alpha, float beta) {
+__device__ __forceinline__ u32 finish_pair(float low, float high, u32 aux, float factor, const GemmShape &shape) {
   if constexpr (EPILOGUE == Epilogue::Add || EPILOGUE == Epilogue::SymmetricAdd) {
-    return pack_bf16(alpha * low + beta * bf16_low(aux), alpha * high + beta * bf16_high(aux));
+    return pack_bf16(shape.alpha * low + shape.beta * bf16_low(aux), shape.alpha * high + shape.beta * bf16_high(aux));
+  } else if constexpr (EPILOGUE == Epilogue::AddSquares) {
+    return pack_bf16(low + bf16_low(aux), high + bf16_high(aux));
   } else if constexpr (EPILOGUE == Epilogue::DLeaky2) {
     const u32 dq = pack_bf16(low, high);
-    return pack_bf16(bf16_low(dq) * leaky2_derivative(bf16_low(aux)), bf16_high(dq) * leaky2_derivative(bf16_high(aux)));
+    return pack_bf16(factor * bf16_low(dq) * leaky2_derivative(bf16_low(aux)), factor * bf16_high(dq) * leaky2_derivative(bf16_high(aux)));
+  } else if constexpr (EPILOGUE == Epilogue::Scaled || EPILOGUE == Epilogue::Leaky2) {
+    return pack_bf16(factor * low, factor * high);
   } else {
     return pack_bf16(low, high);
   }
 }
 
-// One consumer's part of the epilogue of a bf16 tile: 64 rows, box by box.
+// One consumer's part of the epilogue of a bf16 tile: 64 rows, box by box. `factor`: of the thread's two rows.
 template <typename V>
-__device__ __forceinline__ void store_tile(const float (&d)[V::BLOCK_N / 2], u8 (&staging)[V::BOXES][BOX_BYTES], const TensorMap *out,
-                                           const TensorMap *out2, const Tile &tile, const GemmShape &shape, u32 consumer, u32 thread) {
+__device__ __forceinline__ void store_tile(const float (&d)[V::BLOCK_N / 2], const float (&factor)[2], u8 (&staging)[V::BOXES][BOX_BYTES],
+                                           const TensorMap *out, const TensorMap *out2, float *squares, const Tile &tile,
+                                           const GemmShape &shape, u32 consumer, u32 thread) {
   constexpr int COLUMN_BOXES = V::BLOCK_N / 64;
   const u32 lane = thread % 32, warp = thread / 32;
   const i32 row = tile.m + 64 * i32(consumer);
@@ -126,6 +143,7 @@ __device__ __forceinline__ void store_tile(const float (&d)[V::BLOCK_N / 2], u8 
   const u32 box_row = 16 * warp + (lane & 7) + 8 * ((lane >> 3) & 1), box_chunk = lane >> 4;
   const u32 base = shared_address(staging);
   const bool mirror = V::SYMMETRIC && tile.m != tile.n;
+  float sum[2]; // of the squares of the thread's two rows, over SQUARES_COLUMNS columns
 
   // All warps have written their part of box `s`: make it visible, and see to it that the next box is free.
   const auto written = [&]() {
@@ -153,8 +171,24 @@ __device__ __forceinline__ void store_tile(const float (&d)[V::BLOCK_N / 2], u8 
       if constexpr (V::HAS_AUX) ldmatrix_x4(old, address);
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        y[4 * j + i] = finish_pair<V::EPILOGUE>(x[2 * i], x[2 * i + 1], old[i], shape.alpha, shape.beta);
+        y[4 * j + i] = finish_pair<V::EPILOGUE>(x[2 * i], x[2 * i + 1], old[i], factor[i % 2], shape);
       stmatrix_x4(address, y[4 * j], y[4 * j + 1], y[4 * j + 2], y[4 * j + 3]);
+    }
+    if constexpr (V::SQUARES) {
+      if (box * 64 % SQUARES_COLUMNS == 0) sum[0] = sum[1] = 0.f;
+#pragma unroll
+      for (int i = 0; i < 16; ++i) sum[i % 2] += bf16_low(y[i]) * bf16_low(y[i]) + bf16_high(y[i]) * bf16_high(y[i]);
+      if ((box + 1) * 64 % SQUARES_COLUMNS == 0) {
+        // The last part of a tile may begin past the last column: such a part does not exist.
+        const i32 column = tile.n + 64 * (box + 1) - SQUARES_COLUMNS;
+        float *part = squares + u64(column / SQUARES_COLUMNS) * shape.m;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const float total = group_sum<4>(sum[i]);
+          const i32 line = row + i32(16 * warp + lane / 4) + 8 * i;
+          if (lane % 4 == 0 && column < shape.n && line < shape.m) part[line] = total;
+        }
+      }
     }
     if constexpr (!V::HAS_AUX) {
       written();
@@ -231,10 +265,17 @@ template <typename V, typename Shared> struct TileEpilogue {
   const TensorMap *out, *out2, *aux;
   float *out_f32;
   const GemmShape &shape;
+  const Rows &rows;
   Worker worker;
   u32 aux_phase = 0;
+  float share[2]; // of the sums of squares of the thread's two rows
 
   __device__ __forceinline__ void begin(const Tile &tile) {
+    if constexpr (V::SCALED) {
+      const i32 row = worker.row(tile) + i32(16 * worker.warp() + worker.lane() / 4);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) share[i] = quad_row_share(rows.scale, row + 8 * i, shape.m, worker.lane());
+    }
     if constexpr (V::HAS_AUX) {
       constexpr int AUX_BOXES = V::BLOCK_N / 64;
       if (worker.thread == 0) {
@@ -252,8 +293,14 @@ template <typename V, typename Shared> struct TileEpilogue {
       mbarrier_wait(&shared.aux_full[worker.consumer], aux_phase);
       aux_phase ^= 1;
     }
+    float factor[2] = {1.f, 1.f};
+    if constexpr (V::SCALED) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) factor[i] = quad_row_factor(rows.scale, share[i]);
+    }
     if constexpr (V::TO_F32) store_partial<V>(d, out_f32, tile, shape, worker.consumer, worker.thread);
-    else store_tile<V>(d, shared.staging[worker.consumer], out, out2, tile, shape, worker.consumer, worker.thread);
+    else
+      store_tile<V>(d, factor, shared.staging[worker.consumer], out, out2, rows.squares, tile, shape, worker.consumer, worker.thread);
   }
   __device__ __forceinline__ void end() {
     if constexpr (!V::TO_F32) {
@@ -264,7 +311,7 @@ template <typename V, typename Shared> struct TileEpilogue {
 
 template <Major A_MAJOR, Major B_MAJOR, typename V>
 __device__ __forceinline__ void gemm(const TensorMap *a, const TensorMap *b, const TensorMap *out, const TensorMap *out2,
-                                     const TensorMap *aux, float *out_f32, const GemmShape shape) {
+                                     const TensorMap *aux, float *out_f32, const GemmShape shape, const Rows rows = {}) {
   using P = PipelineOf<A_MAJOR, B_MAJOR, V>;
   using Shared = GemmShared<P, V>;
   Shared &shared = shared_memory<Shared>();
@@ -272,7 +319,7 @@ __device__ __forceinline__ void gemm(const TensorMap *a, const TensorMap *b, con
     for (int w = 0; w < CONSUMERS; ++w) mbarrier_init(&shared.aux_full[w], 1);
   };
   run_tiles<P, V>(shared, a, b, shape, init, [&](Worker worker) {
-    return TileEpilogue<V, Shared>{shared, out, out2, aux, out_f32, shape, worker};
+    return TileEpilogue<V, Shared>{shared, out, out2, aux, out_f32, shape, rows, worker};
   });
 }
 
@@ -301,12 +348,22 @@ using namespace birdie;
     gemm<A_MAJOR, B_MAJOR, Variant<Epilogue::StoreF32, BLOCK_N>>(                                                      \
         &a, &b, nullptr, nullptr, nullptr, out_f32, {m, n, k, batches, splits, k_blocks_per_split, 1.f, 0.f});         \
   }
-#define GEMM_ACTIVATION(TILE, SUFFIX, BLOCK_N)                                                                         \
-  TILE gemm_nt_leaky2##SUFFIX(MAP a, MAP b, MAP out, MAP out2, GEMM_SHAPE_PARAMETERS) {                                \
-    gemm<Major::K, Major::K, Variant<Epilogue::Leaky2, BLOCK_N>>(&a, &b, &out, &out2, nullptr, nullptr, ONE_SPLIT);    \
+#define GEMM_ROWS(TILE, SUFFIX, BLOCK_N)                                                                               \
+  TILE gemm_nt_scaled_bf16##SUFFIX(MAP a, MAP b, MAP out, GEMM_SHAPE_PARAMETERS, RowScale scale) {                     \
+    gemm<Major::K, Major::K, Variant<Epilogue::Scaled, BLOCK_N>>(&a, &b, &out, nullptr, nullptr, nullptr, ONE_SPLIT,   \
+                                                                 {scale, nullptr});                                    \
   }                                                                                                                    \
-  TILE gemm_nn_dleaky2##SUFFIX(MAP a, MAP b, MAP out, MAP aux, GEMM_SHAPE_PARAMETERS) {                                \
-    gemm<Major::K, Major::MN, Variant<Epilogue::DLeaky2, BLOCK_N>>(&a, &b, &out, nullptr, &aux, nullptr, ONE_SPLIT);   \
+  TILE gemm_nt_add_squares_bf16##SUFFIX(MAP a, MAP b, MAP out, MAP aux, GEMM_SHAPE_PARAMETERS, float *squares) {       \
+    gemm<Major::K, Major::K, Variant<Epilogue::AddSquares, BLOCK_N>>(&a, &b, &out, nullptr, &aux, nullptr, ONE_SPLIT,  \
+                                                                     {{}, squares});                                   \
+  }                                                                                                                    \
+  TILE gemm_nt_leaky2##SUFFIX(MAP a, MAP b, MAP out, MAP out2, GEMM_SHAPE_PARAMETERS, RowScale scale) {                \
+    gemm<Major::K, Major::K, Variant<Epilogue::Leaky2, BLOCK_N>>(&a, &b, &out, &out2, nullptr, nullptr, ONE_SPLIT,     \
+                                                                 {scale, nullptr});                                    \
+  }                                                                                                                    \
+  TILE gemm_nn_dleaky2##SUFFIX(MAP a, MAP b, MAP out, MAP aux, GEMM_SHAPE_PARAMETERS, RowScale scale) {                \
+    gemm<Major::K, Major::MN, Variant<Epilogue::DLeaky2, BLOCK_N>>(&a, &b, &out, nullptr, &aux, nullptr, ONE_SPLIT,    \
+                                                                   {scale, nullptr});                                  \
   }
 #define GEMM_BOTH_TILES(TILE, SUFFIX, BLOCK_N)                                                                         \
   GEMM_STORE(TILE, gemm_nt_bf16##SUFFIX, Major::K, Major::K, Epilogue::Store, BLOCK_N)                                 \
@@ -314,7 +371,7 @@ using namespace birdie;
   GEMM_STORE(TILE, gemm_tn_bf16##SUFFIX, Major::MN, Major::MN, Epilogue::Store, BLOCK_N)                               \
   GEMM_ADD(TILE, gemm_nt_add_bf16##SUFFIX, Major::K, Major::K, Epilogue::Add, BLOCK_N)                                 \
   GEMM_ADD(TILE, gemm_nn_add_bf16##SUFFIX, Major::K, Major::MN, Epilogue::Add, BLOCK_N)                                \
-  GEMM_ACTIVATION(TILE, SUFFIX, BLOCK_N)                                                                               \
+  GEMM_ROWS(TILE, SUFFIX, BLOCK_N)                                                                                     \
   GEMM_F32(TILE, gemm_tn_f32##SUFFIX, Major::MN, Major::MN, BLOCK_N)                                                   \
   GEMM_F32(TILE, gemm_nn_f32##SUFFIX, Major::K, Major::MN, BLOCK_N)
 

@@ -14,11 +14,11 @@
 #pragma once
 #include "hopper/numeric.cuh"
 #include "hopper/warp.cuh"
+#include "row_scale.cuh"
 
 namespace birdie {
 
 constexpr int ROW_THREADS = 256;
-constexpr float NORM_EPSILON = 1.1920929e-7f; // f32 machine epsilon, also for bf16 rows
 
 template <int LANES_, int CHUNKS_> struct RowShape {
   static constexpr int LANES = LANES_, CHUNKS = CHUNKS_, WIDTH = 8 * LANES * CHUNKS, SLOTS = ROW_THREADS / LANES;

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use cust::stream::Stream;
 
+use super::row_scale::{RowScale, square_parts};
 use super::{Checks, DevPtr, Kernels, Matrix, Work, address, with_alignment};
 use crate::driver::launch::Parameter;
 use crate::driver::tensor_map::TensorMap;
@@ -301,7 +302,7 @@ impl Kernels {
     }
 
     /// Launches a product with bf16 results: every entry point but the partial sums takes the maps of its operands, those of `tensors` (all
-    /// of D's shape), the sizes, and `factors`, in this order.
+    /// of D's shape), the sizes, and `rest`, in this order.
     fn product(
         &self,
         stream: &Stream,
@@ -309,7 +310,7 @@ impl Kernels {
         orientation: Orientation,
         [a, b]: [Matrix; 2],
         tensors: &[(&str, Matrix)],
-        factors: &[f32],
+        rest: &[&dyn Parameter],
     ) -> Result<Work> {
         let checks = Checks(entry);
         let shape = Shape::of(checks, orientation, a, b)?;
@@ -327,7 +328,7 @@ impl Kernels {
         let mut parameters: Vec<&dyn Parameter> = vec![&map_a, &map_b];
         parameters.extend(maps.iter().map(|map| map as &dyn Parameter));
         parameters.extend(ints.iter().map(|size| size as &dyn Parameter));
-        parameters.extend(factors.iter().map(|factor| factor as &dyn Parameter));
+        parameters.extend(rest);
         self.gemm_launch(stream, entry, tile, ctas, &parameters)?;
         self.done(shape.work(2 * tensors.len() as u64))
     }
@@ -368,7 +369,14 @@ impl Kernels {
             Orientation::Tn => anyhow::bail!("kernel gemm_tn_add_bf16 does not exist"),
         };
         let tensors = [("out", out), ("aux", aux)];
-        self.product(stream, entry, orientation, [a, b], &tensors, &[alpha, beta])
+        self.product(
+            stream,
+            entry,
+            orientation,
+            [a, b],
+            &tensors,
+            &[&alpha, &beta],
+        )
     }
 
     /// `out = a b` where that is known to be symmetric (`b = a` transposed, or a power of a symmetric matrix), in bf16: NT or TN. Tiles
@@ -411,11 +419,57 @@ impl Kernels {
             Orientation::Nt,
             [a, a],
             &tensors,
-            &[alpha, beta],
+            &[&alpha, &beta],
         )
     }
 
-    /// The MLP's up product: `pre = a b^T`, `activated = leaky(pre)^2` with slope 1/2, both bf16.
+    /// `out = D` in bf16 with its rows times `scale`; NT.
+    pub fn gemm_scaled(
+        &self,
+        stream: &Stream,
+        a: Matrix,
+        b: Matrix,
+        out: Matrix,
+        scale: Option<RowScale>,
+    ) -> Result<Work> {
+        let entry = "gemm_nt_scaled_bf16";
+        self.scaled_product(
+            stream,
+            entry,
+            Orientation::Nt,
+            [a, b],
+            &[("out", out)],
+            scale,
+        )
+    }
+
+    /// `out = D + aux` in bf16, and the sums of squares of its rows: f32 `[square_parts(n), m]`; NT, one batch. `aux` may be `out`.
+    pub fn gemm_add_squares(
+        &self,
+        stream: &Stream,
+        a: Matrix,
+        b: Matrix,
+        out: Matrix,
+        aux: Matrix,
+        squares: DevPtr,
+    ) -> Result<Work> {
+        let entry = "gemm_nt_add_squares_bf16";
+        let checks = Checks(entry);
+        checks.limit(out.batches == 1, || format!("{} batches", out.batches))?;
+        let parts = square_parts(out.columns);
+        checks.list("squares", squares, 4, &[parts, out.rows])?;
+        let tensors = [("out", out), ("aux", aux)];
+        self.product(
+            stream,
+            entry,
+            Orientation::Nt,
+            [a, b],
+            &tensors,
+            &[&squares],
+        )
+    }
+
+    /// The MLP's up product: `pre = scale a b^T` by rows, `activated = leaky(pre)^2` with slope 1/2, both bf16.
     pub fn gemm_leaky2(
         &self,
         stream: &Stream,
@@ -423,19 +477,14 @@ impl Kernels {
         b: Matrix,
         pre: Matrix,
         activated: Matrix,
+        scale: Option<RowScale>,
     ) -> Result<Work> {
         let tensors = [("pre", pre), ("activated", activated)];
-        self.product(
-            stream,
-            "gemm_nt_leaky2",
-            Orientation::Nt,
-            [a, b],
-            &tensors,
-            &[],
-        )
+        let entry = "gemm_nt_leaky2";
+        self.scaled_product(stream, entry, Orientation::Nt, [a, b], &tensors, scale)
     }
 
-    /// The gradient through the activation: `out = (a b) * d leaky(pre)^2 / d pre`.
+    /// The gradient through the activation: `out = scale (a b) * d leaky(pre)^2 / d pre` by rows.
     pub fn gemm_dleaky2(
         &self,
         stream: &Stream,
@@ -443,16 +492,29 @@ impl Kernels {
         b: Matrix,
         out: Matrix,
         pre: Matrix,
+        scale: Option<RowScale>,
     ) -> Result<Work> {
         let tensors = [("out", out), ("pre", pre)];
-        self.product(
-            stream,
-            "gemm_nn_dleaky2",
-            Orientation::Nn,
-            [a, b],
-            &tensors,
-            &[],
-        )
+        let entry = "gemm_nn_dleaky2";
+        self.scaled_product(stream, entry, Orientation::Nn, [a, b], &tensors, scale)
+    }
+
+    /// A product that takes a factor for each of its rows. Those of several batches have none.
+    fn scaled_product(
+        &self,
+        stream: &Stream,
+        entry: &'static str,
+        orientation: Orientation,
+        operands: [Matrix; 2],
+        tensors: &[(&str, Matrix)],
+        scale: Option<RowScale>,
+    ) -> Result<Work> {
+        let (checks, [a, _]) = (Checks(entry), operands);
+        checks.limit(scale.is_none() || a.batches == 1, || {
+            format!("a row scale and {} batches", a.batches)
+        })?;
+        let scale = RowScale::parameter(scale, checks, a.rows)?;
+        self.product(stream, entry, orientation, operands, tensors, &[&scale])
     }
 
     /// `partial[split] =` the part of D that comes from the split's range of k, f32 `[batches, splits, m, n]`. One split is D

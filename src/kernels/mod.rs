@@ -22,6 +22,7 @@ pub mod norm_mix;
 pub mod observe;
 pub mod qkv;
 pub mod quantize;
+pub mod row_scale;
 pub mod sampling;
 pub mod step_values;
 

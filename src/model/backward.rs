@@ -207,7 +207,14 @@ impl Network {
         let dout = device.matrix(g, n, d);
         let dpre = device.matrix(w.dpre, n, hidden);
         let down = device.matrix(self.layer(self.weights.down, layer), d, hidden);
-        kernels.gemm_dleaky2(stream, dout, down, dpre, device.matrix(a.pre, n, hidden))?;
+        kernels.gemm_dleaky2(
+            stream,
+            dout,
+            down,
+            dpre,
+            device.matrix(a.pre, n, hidden),
+            None,
+        )?;
         let weight = self.unscaled_weight(input, layer, "mlp.proj.weight", |u| u.down);
         let piece = Piece {
             row_begin: 0,

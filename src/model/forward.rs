@@ -129,6 +129,7 @@ impl Network {
             device.matrix(self.layer(self.weights.up, layer), hidden, d),
             device.matrix(a.pre, n, hidden),
             activated,
+            None,
         )?;
         let down = device.matrix(self.layer(self.weights.down, layer), d, hidden);
         let out = device.matrix(a.out, n, d);

@@ -5,7 +5,7 @@ use crate::device::Gpu;
 use crate::numbers::{Random, assert_bf16, assert_close, assert_f32, bf16};
 
 /// D of one batch after the other, in f64.
-fn product(
+pub fn product(
     orientation: Orientation,
     a: &[f64],
     b: &[f64],
@@ -37,15 +37,15 @@ fn product(
 }
 
 /// Random operands and their device matrices for a shape.
-struct Case {
-    orientation: Orientation,
-    shape: [u64; 4],
-    a: Vec<f64>,
-    b: Vec<f64>,
+pub struct Case {
+    pub orientation: Orientation,
+    pub shape: [u64; 4],
+    pub a: Vec<f64>,
+    pub b: Vec<f64>,
 }
 
 impl Case {
-    fn new(seed: u64, orientation: Orientation, shape: [u64; 4]) -> Self {
+    pub fn new(seed: u64, orientation: Orientation, shape: [u64; 4]) -> Self {
         let [batches, m, n, k] = shape;
         let mut random = Random::new(seed);
         let scale = (k as f64).powf(-0.25); // D has standard deviation 1
@@ -57,11 +57,15 @@ impl Case {
         }
     }
 
-    fn want(&self) -> Vec<f64> {
+    pub fn want(&self) -> Vec<f64> {
         product(self.orientation, &self.a, &self.b, self.shape)
     }
 
-    fn matrices(&self, a: &crate::device::Buffer, b: &crate::device::Buffer) -> (Matrix, Matrix) {
+    pub fn matrices(
+        &self,
+        a: &crate::device::Buffer,
+        b: &crate::device::Buffer,
+    ) -> (Matrix, Matrix) {
         let [batches, m, n, k] = self.shape;
         let (a, b) = (a.ptr(), b.ptr());
         match self.orientation {
@@ -82,13 +86,13 @@ impl Case {
 }
 
 /// The kernels with each tile, for a device with more and with fewer multiprocessors than tiles.
-fn tiles(gpu: &Gpu) -> [(Tile, Kernels); 2] {
+pub fn tiles(gpu: &Gpu) -> [(Tile, Kernels); 2] {
     [(Tile::Square, 4), (Tile::Wide, 6)].map(|(tile, sms)| (tile, gpu.kernels.with_tile(tile, sms)))
 }
 
 /// batches, m, n, k: the smallest, edges in every direction, more k-blocks than stages, several tiles per CTA, batches.
 /// With 256 rows and more the leading warpgroup has its lead, with 3 x 256 columns wide tiles are clipped to a part of one box.
-const SHAPES: [[u64; 4]; 8] = [
+pub const SHAPES: [[u64; 4]; 8] = [
     [1, 64, 64, 64],
     [1, 128, 128, 128],
     [1, 200, 144, 80],
@@ -198,6 +202,7 @@ fn activation_and_its_derivative() {
                     right,
                     matrix(pre.ptr()),
                     matrix(activated.ptr()),
+                    None,
                 )
                 .unwrap();
             gpu.wait();
@@ -225,6 +230,7 @@ fn activation_and_its_derivative() {
                     right,
                     matrix(out.ptr()),
                     matrix(pre.ptr()),
+                    None,
                 )
                 .unwrap();
             gpu.wait();

@@ -19,4 +19,5 @@ mod norm_mix;
 mod planted;
 mod qkv;
 mod quantize;
+mod row_scale;
 mod sampling;

@@ -154,8 +154,21 @@ impl Product {
             }
         }
         if self.has("_add_") {
-            bytes.extend(1f32.to_le_bytes());
-            bytes.extend(1f32.to_le_bytes());
+            if self.has("_squares") {
+                let parts = n.div_ceil(128);
+                bytes.extend(upload(device, &vec![0f32; (parts * m) as usize]).to_le_bytes());
+            } else {
+                bytes.extend(1f32.to_le_bytes());
+                bytes.extend(1f32.to_le_bytes());
+            }
+        }
+        if self.has("_scaled_") || self.has("leaky2") {
+            let sums = upload(device, &vec![1f32; m as usize]);
+            bytes.extend(sums.to_le_bytes());
+            bytes.extend(1i32.to_le_bytes());
+            for factor in [1f32 / 512.0, 1.0, 0.0] {
+                bytes.extend(factor.to_le_bytes());
+            }
         }
         bytes
     }
@@ -361,6 +374,16 @@ fn gemm_add() {
 }
 
 #[test]
+fn gemm_add_squares() {
+    Product("gemm_nt_add_squares_bf16").check();
+}
+
+#[test]
+fn gemm_scaled() {
+    Product("gemm_nt_scaled_bf16").check();
+}
+
+#[test]
 fn gemm_activation() {
     Product("gemm_nt_leaky2").check();
 }
@@ -388,6 +411,11 @@ fn gemm_wide() {
 #[test]
 fn gemm_wide_add() {
     Product("gemm_nt_add_bf16_wide").check();
+}
+
+#[test]
+fn gemm_wide_add_squares() {
+    Product("gemm_nt_add_squares_bf16_wide").check();
 }
 
 #[test]
