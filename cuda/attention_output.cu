@@ -3,7 +3,7 @@
 // 1. Formula, per token and query head h with kv = h / R, R = H / KV, v the value that attention used (not rotated, not normalised):
 //      XSA   v^ = v / max(|v|, 1e-12);  a = y . v^;  y' = y - a v^         (y' = y without XSA)
 //      gate  out = y' sigmoid(logit + bias[h])                             (out = y' without gate)
-//    Backward, g = dout sigmoid(...):  dlogit = (dout . y') s (1 - s);  dy = g - (g . v^) v^;
+//    Backward, g = dout sigmoid(...):  dlogit = (dout . y') s (1 - s), stored times f (row_scale.cuh);  dy = g - (g . v^) v^;
 //      dv^ = - sum over the group's R heads of [(y . v^) g + (g . v^) y];  dv_extra = (dv^ - (dv^ . v^) v^) / |v|
 //      delta = dy . y   (what attention_backward.cu needs), 0 for rows t >= T
 //
@@ -25,6 +25,7 @@
 // 7. Limits: H at most 64, any KV that divides it.
 #include "hopper/numeric.cuh"
 #include "hopper/warp.cuh"
+#include "row_scale.cuh"
 
 namespace birdie {
 
@@ -95,7 +96,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 extern "C" __global__ void __launch_bounds__(THREADS)
     attention_output_backward(const bf16 *dout, const bf16 *y, const bf16 *v, i32 v_stride, const bf16 *gate_logits,
                               i32 gate_stride, const float *gate_bias, i32 xsa, bf16 *dy, float *delta, bf16 *dv_extra,
-                              bf16 *dgate, i32 dgate_stride, float *partial, i32 B, i32 T, i32 Tp, i32 H, i32 KV) {
+                              bf16 *dgate, i32 dgate_stride, RowScale scale, float *partial, i32 B, i32 T, i32 Tp, i32 H, i32 KV) {
   __shared__ float bias_sums[UNITS * MOST_HEADS]; // [unit][head of its group]
   const Unit u(KV);
   const i32 group = H / KV, rows = B * Tp;
@@ -126,7 +127,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const float dlogit = dot * s * (1.f - s);
         if (live && u.lane == 0) {
           mine[r] += dlogit;
-          dgate[i64(token) * dgate_stride + head] = to_bf16(dlogit);
+          dgate[i64(token) * dgate_stride + head] = to_bf16(row_factor_at(scale, token, B * T) * dlogit);
         }
 #pragma unroll
         for (int i = 0; i < 8; ++i) g[i] *= s;

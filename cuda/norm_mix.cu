@@ -1,15 +1,17 @@
-// RMSNorm, the mixing of the residual stream at a block's entrance, and the sums for per-channel parameters.
+// The mixing of the residual stream at a block's entrance, what is left of RMSNorm beside the products, and the sums for per-channel
+// parameters.
 //
-// 1. Formula, per row of d channels, rms(x) = sqrt(mean(x^2) + 2^-23):
-//      norm_forward        y = s x / rms(x)
-//      norm_backward       dx = g + r (e - y' mean(e y')),  e = s dy, r = 1 / rms(x), y' = x r
-//      mix_norm_forward    u = x | x + skip_weight skip | scale x + bias;  x_in = bf16(m0 u + m1 x0);  h = s x_in / rms(x_in)
-//      mix_norm_backward   dx_in = dx1 + r (e - y' mean(e y')), e = s dh;  du = m0 dx_in;  dx0 (+)= m1 dx_in;
+// 1. Formula, per row of d channels, rms(x) = sqrt(mean(x^2) + 2^-23), r = 1 / rms(x):
+//      norm_forward        y = s x r
+//      norm_backward       dx = g + e - x r^2 mean(e x);  e = s r dy is what a product gives whose rows were scaled (row_scale.cuh); e = r dy
+//                          otherwise
+//      mix_norm_forward    u = x | x + skip_weight skip | scale x + bias;  x_in = bf16(m0 u + m1 x0);  squares = sum of x_in^2
+//      mix_norm_backward   dx_in = dx1 + e - x_in r^2 mean(e x_in);  du = m0 dx_in;  dx0 (+)= m1 dx_in;
 //                          dx = (scale) du + extra;  dskip = skip_weight du
 //                          sums over rows: m0: dx_in u, m1: dx_in x0, then skip_weight: du skip, or scale: du x and bias: du
 //      column_sum          out[c] (+)= factor sum_g partial[g][c]
 //
-// 2. Operands: rows bf16 [N, d]; per-channel parameters f32 [d] (resid_mix [2, d]); partial f32 [G, P d], P = 2, 3 or 4.
+// 2. Operands: rows bf16 [N, d]; per-channel parameters f32 [d] (resid_mix [2, d]); squares f32 [N]; partial f32 [G, P d], P = 2, 3 or 4.
 //
 // 3. Work. 256 threads; a row takes 16 lanes (d <= 128), 32 (512), 128 (1024) or 256 (2048), see row.cuh. Rows are dealt round-robin over the
 //    row slots of the grid, so parameters are read once per slot. The backward's grid G is a function of N alone.
@@ -17,7 +19,7 @@
 // 4. Pipeline: one pass; everything of a row is in registers between its loads and its stores.
 //
 // 5. Floor (predicted), N = 98304, d = 512, 34 us per tensor read or written at 3.0 TB/s: norm_forward 2 tensors, 67 us;
-//    norm_backward 4, 134 us; mix_norm_forward 4 (5 with skip), 134 us; mix_norm_backward 6 (dx1, dh, x, x0, dx, dx0),
+//    norm_backward 4, 134 us; mix_norm_forward 3 (4 with skip), 101 us; mix_norm_backward 6 (dx1, e, x, x0, dx, dx0),
 //    201 us, and one more each for dx0's old value, skip, dskip, extra.
 //
 // 6. Fences: __syncthreads around the scratch of add_over_slots: a slot's sums are read before they are written; and around the sums of a row
@@ -40,23 +42,26 @@ __device__ __forceinline__ void norm_forward(const bf16 *x, bf16 *y, float s, i3
   }
 }
 
-// Gradient of s * rmsnorm(x) with respect to x, for e = s * dy; overwrites `e`.
+// Gradient of s * rmsnorm(x) with respect to x, for e = s r * dy; overwrites `e`.
 template <typename Shape>
 __device__ __forceinline__ void norm_gradient(const Slot<Shape> &slot, const Row<Shape> &x, Row<Shape> &e) {
   const float r = slot.inverse_rms(x);
-  const float mean = slot.dot(e, x) * r * r * slot.inverse_d; // mean(e y') r, y' = x r
-  each_channel<Shape>([&](int c, int i) { e.x[c][i] = r * (e.x[c][i] - x.x[c][i] * mean); });
+  const float mean = slot.dot(e, x) * r * r * slot.inverse_d;
+  each_channel<Shape>([&](int c, int i) { e.x[c][i] -= x.x[c][i] * mean; });
 }
 
 template <typename Shape>
-__device__ __forceinline__ void norm_backward(const bf16 *g, const bf16 *x, const bf16 *dy, bf16 *dx, float s, i32 rows, i32 d) {
+__device__ __forceinline__ void norm_backward(const bf16 *g, const bf16 *x, const bf16 *dy, bf16 *dx, bool scaled, i32 rows, i32 d) {
   const Slot<Shape> slot(d);
   for (i32 row = slot.first_row(); row - slot.first_row() % Shape::SLOTS < rows; row += slot.row_stride()) {
     const bool live = row < rows;
     Row<Shape> value, e;
     slot.load(value, x, row, live);
     slot.load(e, dy, row, live);
-    each_channel<Shape>([&](int c, int i) { e.x[c][i] *= s; });
+    if (!scaled) {
+      const float r = slot.inverse_rms(value);
+      each_channel<Shape>([&](int c, int i) { e.x[c][i] *= r; });
+    }
     norm_gradient(slot, value, e);
     if (g != nullptr) {
       Row<Shape> residual;
@@ -76,8 +81,8 @@ struct MixParameters {
 enum class Entry { Plain, Skip, Recycle };
 
 template <typename Shape, Entry ENTRY>
-__device__ __forceinline__ void mix_norm_forward(const bf16 *x, const bf16 *x0, const MixParameters &p, bf16 *x_in, bf16 *h,
-                                                 float s, i32 rows, i32 d) {
+__device__ __forceinline__ void mix_norm_forward(const bf16 *x, const bf16 *x0, const MixParameters &p, bf16 *x_in, float *squares,
+                                                 i32 rows, i32 d) {
   const Slot<Shape> slot(d);
   Row<Shape> m0, m1, a, b;
   slot.load(m0, p.resid_mix);
@@ -96,14 +101,13 @@ __device__ __forceinline__ void mix_norm_forward(const bf16 *x, const bf16 *x0, 
     slot.load(other, x0, row, live);
     each_channel<Shape>([&](int c, int i) { u.x[c][i] = round_bf16(m0.x[c][i] * u.x[c][i] + m1.x[c][i] * other.x[c][i]); });
     if (live) slot.store(u, x_in, row);
-    const float factor = s * slot.inverse_rms(u);
-    each_channel<Shape>([&](int c, int i) { u.x[c][i] *= factor; });
-    if (live) slot.store(u, h, row);
+    const float sum = slot.dot(u, u);
+    if (live && slot.lane() == 0) squares[row] = sum;
   }
 }
 
 struct MixGradients {
-  const bf16 *dx1, *dh, *extra;
+  const bf16 *dx1, *scaled, *extra; // scaled: e
   bf16 *dx, *dx0, *dskip;
   float *partial;
   float *scratch; // shared memory, SLOTS * WIDTH floats
@@ -112,7 +116,7 @@ struct MixGradients {
 
 template <typename Shape, Entry ENTRY>
 __device__ __forceinline__ void mix_norm_backward(const bf16 *x, const bf16 *x0, const MixParameters &p, const MixGradients &g,
-                                                  float s, i32 rows, i32 d) {
+                                                  i32 rows, i32 d) {
   constexpr int SUMS = ENTRY == Entry::Plain ? 2 : ENTRY == Entry::Skip ? 3 : 4;
   const Slot<Shape> slot(d);
   Row<Shape> m0, m1, a, b, sums[SUMS];
@@ -136,8 +140,7 @@ __device__ __forceinline__ void mix_norm_backward(const bf16 *x, const bf16 *x0,
     if constexpr (ENTRY == Entry::Recycle) each_channel<Shape>([&](int c, int i) { u.x[c][i] = a.x[c][i] * u.x[c][i] + b.x[c][i]; });
     each_channel<Shape>([&](int c, int i) { x_in.x[c][i] = round_bf16(m0.x[c][i] * u.x[c][i] + m1.x[c][i] * first.x[c][i]); });
 
-    slot.load(e, g.dh, row, live);
-    each_channel<Shape>([&](int c, int i) { e.x[c][i] *= s; });
+    slot.load(e, g.scaled, row, live);
     norm_gradient(slot, x_in, e);
     slot.load(other, g.dx1, row, live);
     each_channel<Shape>([&](int c, int i) { e.x[c][i] += other.x[c][i]; }); // dx_in
@@ -187,28 +190,27 @@ using namespace birdie;
   ROW_KERNEL norm_forward_##SUFFIX(const bf16 *x, bf16 *y, float s, i32 rows, i32 d) {                                  \
     norm_forward<SHAPE>(x, y, s, rows, d);                                                                             \
   }                                                                                                                    \
-  ROW_KERNEL norm_backward_##SUFFIX(const bf16 *g, const bf16 *x, const bf16 *dy, bf16 *dx, float s, i32 rows, i32 d) { \
-    norm_backward<SHAPE>(g, x, dy, dx, s, rows, d);                                                                    \
+  ROW_KERNEL norm_backward_##SUFFIX(const bf16 *g, const bf16 *x, const bf16 *dy, bf16 *dx, i32 scaled, i32 rows, i32 d) { \
+    norm_backward<SHAPE>(g, x, dy, dx, scaled != 0, rows, d);                                                          \
   }                                                                                                                    \
   ROW_KERNEL mix_norm_forward_##SUFFIX(const bf16 *x, const bf16 *x0, const bf16 *skip, const float *skip_weight,       \
                                       const float *scale, const float *bias, const float *resid_mix, bf16 *x_in,       \
-                                      bf16 *h, float s, i32 rows, i32 d) {                                             \
+                                      float *squares, i32 rows, i32 d) {                                               \
     const MixParameters p{skip, skip_weight, scale, bias, resid_mix};                                                  \
-    if (skip != nullptr) mix_norm_forward<SHAPE, Entry::Skip>(x, x0, p, x_in, h, s, rows, d);                          \
-    else if (scale != nullptr) mix_norm_forward<SHAPE, Entry::Recycle>(x, x0, p, x_in, h, s, rows, d);                 \
-    else mix_norm_forward<SHAPE, Entry::Plain>(x, x0, p, x_in, h, s, rows, d);                                         \
+    if (skip != nullptr) mix_norm_forward<SHAPE, Entry::Skip>(x, x0, p, x_in, squares, rows, d);                       \
+    else if (scale != nullptr) mix_norm_forward<SHAPE, Entry::Recycle>(x, x0, p, x_in, squares, rows, d);              \
+    else mix_norm_forward<SHAPE, Entry::Plain>(x, x0, p, x_in, squares, rows, d);                                      \
   }                                                                                                                    \
-  ROW_KERNEL mix_norm_backward_##SUFFIX(const bf16 *dx1, const bf16 *dh, const bf16 *x, const bf16 *x0,                 \
+  ROW_KERNEL mix_norm_backward_##SUFFIX(const bf16 *dx1, const bf16 *scaled, const bf16 *x, const bf16 *x0,             \
                                        const bf16 *skip, const float *skip_weight, const float *scale,                 \
                                        const float *bias, const float *resid_mix, const bf16 *extra, bf16 *dx,         \
-                                       bf16 *dx0, i32 dx0_accumulate, bf16 *dskip, float *partial, float s, i32 rows,  \
-                                       i32 d) {                                                                        \
+                                       bf16 *dx0, i32 dx0_accumulate, bf16 *dskip, float *partial, i32 rows, i32 d) {  \
     const MixParameters p{skip, skip_weight, scale, bias, resid_mix};                                                  \
     __shared__ float scratch[SHAPE::SLOTS * SHAPE::WIDTH];                                                             \
-    const MixGradients g{dx1, dh, extra, dx, dx0, dskip, partial, scratch, dx0_accumulate != 0};                       \
-    if (skip != nullptr) mix_norm_backward<SHAPE, Entry::Skip>(x, x0, p, g, s, rows, d);                               \
-    else if (scale != nullptr) mix_norm_backward<SHAPE, Entry::Recycle>(x, x0, p, g, s, rows, d);                      \
-    else mix_norm_backward<SHAPE, Entry::Plain>(x, x0, p, g, s, rows, d);                                              \
+    const MixGradients g{dx1, scaled, extra, dx, dx0, dskip, partial, scratch, dx0_accumulate != 0};                   \
+    if (skip != nullptr) mix_norm_backward<SHAPE, Entry::Skip>(x, x0, p, g, rows, d);                                  \
+    else if (scale != nullptr) mix_norm_backward<SHAPE, Entry::Recycle>(x, x0, p, g, rows, d);                         \
+    else mix_norm_backward<SHAPE, Entry::Plain>(x, x0, p, g, rows, d);                                                 \
   }
 
 NORM_KERNELS(d128, Row16x1)

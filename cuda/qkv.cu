@@ -8,7 +8,7 @@
 //                                         out = mix[0] v_first + mix[1] w   v_mode 2
 //    Backward, e = rope^T(dout), y = x / rms: dot = e . y;  dgain = sum dot;  dx = r gain (e - y dot / 64)
 //      v: g = dout + dv_extra (+ dv_first, role 3);  dx = c1 g;  dv_first (+)= c0 g;  dc0 = sum g v_first, dc1 = sum g w
-//    where out = c0 v_first + c1 w. qkv_backward_finish turns dc0, dc1 into the gradient of mix.
+//    where out = c0 v_first + c1 w. All of dx times the row factor of the QKV product (row_scale.cuh). qkv_backward_finish turns dc0, dc1 into the gradient of mix.
 //
 // 2. Operands: qkv bf16 [N, S], out bf16 [N, C], C = (H + 2 KV) 64, columns q | k | v; rope f32 [T, 16] = 8 cosines, 8 sines;
 //    ve_table bf16 [V, KV 64]; v_first: v columns of layer 0's raw qkv; dv_first, dv_extra bf16 [N, KV 64]; partial f32
@@ -27,11 +27,11 @@
 // 7. Limits: H at most 64, any KV that divides it; S a multiple of 8.
 #include "hopper/numeric.cuh"
 #include "hopper/warp.cuh"
+#include "row_scale.cuh"
 
 namespace birdie {
 
 constexpr int THREADS = 256, LANES = 8, UNITS = THREADS / LANES, ROPE_PAIRS = 8, FINISH_THREADS = 128;
-constexpr float NORM_EPSILON = 1.1920929e-7f;
 
 enum ValueMode { VALUE_PLAIN = 0, VALUE_GATE = 1, VALUE_LAMBDA = 2 };
 enum FirstRole { FIRST_NONE = 0, FIRST_WRITE = 1, FIRST_ADD = 2, FIRST_TAKE = 3 };
@@ -131,7 +131,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     qkv_backward(const bf16 *dout, const bf16 *dv_extra, const bf16 *qkv, i32 S, bf16 *dqkv, const float *q_gain,
                  const float *rope, const u16 *ids, const bf16 *ve_table, const float *ve_scale, const bf16 *v_first,
                  i32 v_first_stride, const float *mix, i32 v_mode, bf16 *dv_first, i32 dv_first_role, float *partial,
-                 i32 N, i32 T, i32 H, i32 KV) {
+                 RowScale scale, i32 N, i32 T, i32 H, i32 KV) {
   __shared__ float gain_sums[UNITS], c0_sums[UNITS], c1_sums[UNITS];
   const ValueSource source{ids, ve_table, ve_scale, v_first, v_first_stride, mix, v_mode};
   const i32 heads = H + 2 * KV, lane = i32(threadIdx.x % LANES), unit = i32(threadIdx.x / LANES);
@@ -187,6 +187,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
       for (int i = 0; i < 8; ++i) x[i] = c.c1 * g[i];
     }
+    const float factor = row_factor_at(scale, token, N);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[i] *= factor;
     if (live) store8(dqkv + i64(n) * S + column, x);
   }
 

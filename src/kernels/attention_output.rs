@@ -5,6 +5,7 @@ use cust::stream::Stream;
 
 use super::attention_forward::{AttentionShape, HEAD_DIM};
 use super::qkv::check_heads;
+use super::row_scale::RowScale;
 use super::{Checks, DevPtr, Kernels, Work, address, head_grid};
 
 /// Logits of the gate: the columns behind q, k and v of the raw projection, [`gate_columns`] of them reserved.
@@ -40,8 +41,10 @@ pub struct AttentionOutputGradients {
     pub delta: DevPtr,
     /// bf16 `[N, KV 64]`, with XSA.
     pub dv_extra: Option<DevPtr>,
-    /// Gradient of the raw projection, bf16 `[N, stride]`, with a gate: its gate columns are written.
+    /// Gradient of the raw projection, bf16 `[N, stride]`, its rows times `scale`, with a gate: its gate columns are written.
     pub dqkv: Option<DevPtr>,
+    /// What the rows of the projection were multiplied by.
+    pub scale: Option<RowScale>,
     /// f32 `[attention_output_partials, H]`, with a gate: sums for its bias.
     pub partial: Option<DevPtr>,
 }
@@ -176,6 +179,7 @@ impl Kernels {
         let xsa = i32::from(operands.xsa);
         let (dy, extra, partial) = (address(g.dy), address(g.dv_extra), address(g.partial));
         let dgate = address(g.dqkv.map(|p| p.offset(2 * shape.columns())));
+        let scale = RowScale::parameter(g.scale, checks, rows)?;
         let (sequences, tokens) = (
             checks.int("B", shape.sequences)?,
             checks.int("T", shape.tokens)?,
@@ -202,6 +206,7 @@ impl Kernels {
                 &extra,
                 &dgate,
                 &stride,
+                &scale,
                 &partial,
                 &sequences,
                 &tokens,

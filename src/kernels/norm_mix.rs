@@ -1,4 +1,4 @@
-//! Twin of `cuda/norm_mix.cu`: RMSNorm, the mix at a block's entrance, sums for per-channel parameters.
+//! Twin of `cuda/norm_mix.cu`: the mix at a block's entrance, what is left of RMSNorm beside the products, sums for per-channel parameters.
 
 use anyhow::Result;
 use cust::stream::Stream;
@@ -55,8 +55,6 @@ impl Entry {
 pub struct Mix {
     pub rows: u64,
     pub d: u64,
-    /// 1 / sqrt(layer + 1).
-    pub norm_scale: f32,
     pub x: DevPtr,
     pub x0: DevPtr,
     pub entry: Entry,
@@ -81,8 +79,8 @@ impl Mix {
 pub struct MixGradients {
     /// Gradient of x_in that comes past the sublayers, bf16 `[N, d]`.
     pub dx1: DevPtr,
-    /// Gradient of the normalised output.
-    pub dh: DevPtr,
+    /// Gradient of the normalised x_in, its rows times the factor of the norm.
+    pub scaled: DevPtr,
     /// Added to dx: the skip gradient of the block before.
     pub extra: Option<DevPtr>,
     pub dx: DevPtr,
@@ -131,7 +129,8 @@ impl Kernels {
         })
     }
 
-    /// `dx = g + ` the gradient of [`Kernels::norm_forward`]; `dx` may be `g` or `dy`.
+    /// `dx = g + ` the gradient of [`Kernels::norm_forward`] with s = 1 for the gradient `dy` of its result; with `scaled` the rows of `dy`
+    /// have been multiplied by the norm's factor, whatever its s (see [`super::row_scale`]). `dx` may be `g` or `dy`.
     #[allow(clippy::too_many_arguments)] // the operands of one operation
     pub fn norm_backward(
         &self,
@@ -140,7 +139,7 @@ impl Kernels {
         x: DevPtr,
         dy: DevPtr,
         dx: DevPtr,
-        s: f32,
+        scaled: bool,
         rows: u64,
         d: u64,
     ) -> Result<Work> {
@@ -150,6 +149,7 @@ impl Kernels {
         for (name, pointer) in [("x", x), ("dy", dy), ("dx", dx)] {
             checks.array(name, pointer, 2, &[rows, d])?;
         }
+        let scaled = i32::from(scaled);
         let (residual, rows_int, d_int) = (address(g), checks.int("N", rows)?, d as i32);
         let entry = format!("norm_backward_{suffix}");
         let grid = [row_partials(rows, d), 1, 1];
@@ -159,7 +159,7 @@ impl Kernels {
             grid,
             256,
             0,
-            &[&residual, &x, &dy, &dx, &s, &rows_int, &d_int],
+            &[&residual, &x, &dy, &dx, &scaled, &rows_int, &d_int],
         )?;
         self.done(Work {
             flops: 10 * rows * d,
@@ -167,19 +167,19 @@ impl Kernels {
         })
     }
 
-    /// The mix and its norm: `x_in` and `h`, bf16 `[rows, d]`.
+    /// The mix `x_in`, bf16 `[rows, d]`, and the sums of squares of its rows, f32 `[rows]`.
     pub fn mix_norm_forward(
         &self,
         stream: &Stream,
         mix: &Mix,
         x_in: DevPtr,
-        h: DevPtr,
+        squares: DevPtr,
     ) -> Result<Work> {
         let checks = Checks("mix_norm_forward");
         let (_, suffix) = mix.check(checks)?;
         let (rows, d) = (mix.rows, mix.d);
         checks.array("x_in", x_in, 2, &[rows, d])?;
-        checks.array("h", h, 2, &[rows, d])?;
+        checks.list("squares", squares, 4, &[rows])?;
         let [skip, weight, scale, bias] = mix.entry.pointers();
         let (rows_int, d_int) = (checks.int("N", rows)?, d as i32);
         self.launch(
@@ -197,15 +197,14 @@ impl Kernels {
                 &bias,
                 &mix.resid_mix,
                 &x_in,
-                &h,
-                &mix.norm_scale,
+                &squares,
                 &rows_int,
                 &d_int,
             ],
         )?;
         self.done(Work {
-            flops: 8 * rows * d,
-            bytes: (8 + 2 * u64::from(skip != 0)) * rows * d,
+            flops: 7 * rows * d,
+            bytes: (6 + 2 * u64::from(skip != 0)) * rows * d + 4 * rows,
         })
     }
 
@@ -216,7 +215,12 @@ impl Kernels {
         let (_, suffix) = mix.check(checks)?;
         let (rows, d) = (mix.rows, mix.d);
         let grid = row_partials(rows, d);
-        for (name, pointer) in [("dx1", g.dx1), ("dh", g.dh), ("dx", g.dx), ("dx0", g.dx0)] {
+        for (name, pointer) in [
+            ("dx1", g.dx1),
+            ("scaled", g.scaled),
+            ("dx", g.dx),
+            ("dx0", g.dx0),
+        ] {
             checks.array(name, pointer, 2, &[rows, d])?;
         }
         checks.optional("extra", g.extra, 2, &[rows, d])?;
@@ -246,7 +250,7 @@ impl Kernels {
             0,
             &[
                 &g.dx1,
-                &g.dh,
+                &g.scaled,
                 &mix.x,
                 &mix.x0,
                 &skip,
@@ -260,7 +264,6 @@ impl Kernels {
                 &accumulate,
                 &dskip,
                 &g.partial,
-                &mix.norm_scale,
                 &rows_int,
                 &d_int,
             ],

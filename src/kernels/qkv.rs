@@ -4,6 +4,7 @@ use anyhow::Result;
 use cust::stream::Stream;
 
 use super::attention_forward::{AttentionShape, HEAD_DIM};
+use super::row_scale::RowScale;
 use super::{Checks, DevPtr, Kernels, MOST_HEADS, Work, address, head_grid};
 
 /// How a layer's value is mixed with layer 0's.
@@ -88,8 +89,10 @@ pub struct QkvGradients {
     pub dout: DevPtr,
     /// Further gradient of v, bf16 `[N, KV 64]` (from XSA).
     pub dv_extra: Option<DevPtr>,
-    /// Gradient of the raw projection, bf16 `[N, stride]`; its gate columns are left alone.
+    /// Gradient of the raw projection, bf16 `[N, stride]`, its rows times `scale`; its gate columns are left alone.
     pub dqkv: DevPtr,
+    /// What the rows of the projection were multiplied by.
+    pub scale: Option<RowScale>,
     /// bf16 `[N, KV 64]`; needed for every role but `None`.
     pub dv_first: Option<DevPtr>,
     pub role: FirstRole,
@@ -288,6 +291,7 @@ impl Kernels {
             FirstRole::Take => 3,
         };
         let (extra, first) = (address(g.dv_extra), address(g.dv_first));
+        let scale = RowScale::parameter(g.scale, checks, rows)?;
         self.launch(
             stream,
             checks.0,
@@ -312,6 +316,7 @@ impl Kernels {
                 &first,
                 &role,
                 &g.partial,
+                &scale,
                 &c.rows,
                 &c.tokens,
                 &c.heads,

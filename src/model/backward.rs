@@ -19,6 +19,7 @@ use crate::kernels::gemm::{self, Orientation, SplitReduce};
 use crate::kernels::head_loss::loss_partials;
 use crate::kernels::norm_mix::{MixGradients, row_partials};
 use crate::kernels::qkv::{FirstRole, QkvGradients, ValueMix};
+use crate::kernels::row_scale::RowScale;
 use crate::kernels::{DevPtr, MOST_VALUE_EMBEDDINGS, Matrix};
 
 /// One parameter's part of a weight gradient: rows of the product, and the scale folded into the weight.
@@ -100,7 +101,7 @@ impl Network {
             device.at(last),
             device.at(w.d_inner),
             device.at(w.dx[0]),
-            1.0,
+            false,
             n as u64,
             d as u64,
         )?;
@@ -136,7 +137,7 @@ impl Network {
         let first = index + 1 == config.passes.len();
         let gradients = MixGradients {
             dx1: device.at(w.dx1),
-            dh: device.at(w.d_inner),
+            scaled: device.at(w.d_inner),
             extra: extra.map(|t| device.at(t)),
             dx: device.at(dx),
             dx0: device.at(w.dx0),
@@ -207,14 +208,9 @@ impl Network {
         let dout = device.matrix(g, n, d);
         let dpre = device.matrix(w.dpre, n, hidden);
         let down = device.matrix(self.layer(self.weights.down, layer), d, hidden);
-        kernels.gemm_dleaky2(
-            stream,
-            dout,
-            down,
-            dpre,
-            device.matrix(a.pre, n, hidden),
-            None,
-        )?;
+        let pre = device.matrix(a.pre, n, hidden);
+        let norm = self.mlp_norm(device, a, layer);
+        kernels.gemm_dleaky2(stream, dout, down, dpre, pre, Some(norm))?;
         let weight = self.unscaled_weight(input, layer, "mlp.proj.weight", |u| u.down);
         let piece = Piece {
             row_begin: 0,
@@ -244,21 +240,22 @@ impl Network {
             scale: None,
             accumulate,
         };
-        self.weight_gradient(device, dpre, device.matrix(a.u, n, d), &[piece])?;
+        self.weight_gradient(device, dpre, device.matrix(a.x1, n, d), &[piece])?;
         kernels.norm_backward(
             stream,
             Some(device.at(g)),
             device.at(a.x1),
             device.at(w.d_inner),
             device.at(w.dx1),
-            config.norm_scale(layer),
+            true,
             n as u64,
             d as u64,
         )?;
         Ok(())
     }
 
-    /// From `workspace.dx1` through output projection, gate, XSA, attention and QKV to the gradient of `h`, in `workspace.d_inner`.
+    /// From `workspace.dx1` through output projection, gate, XSA, attention and QKV to the gradient of its normalised input,
+    /// times the norm's factor, in `workspace.d_inner`.
     fn attention_part_backward(
         &self,
         device: &Device,
@@ -297,6 +294,7 @@ impl Network {
             delta: device.at(w.delta),
             dv_extra: output.xsa.then(|| device.at(w.dv_extra)),
             dqkv: gated.then(|| device.at(w.dqkv)),
+            scale: Some(self.attention_norm(device, a, layer)),
             partial: gated.then_some(partial),
         };
         kernels.attention_output_backward(stream, &output, &gradients)?;
@@ -329,6 +327,7 @@ impl Network {
             dout: device.at(w.dqkv_ready),
             dv_extra: output.xsa.then(|| device.at(w.dv_extra)),
             dqkv: device.at(w.dqkv),
+            scale: Some(self.attention_norm(device, a, layer)),
             dv_first: Some(device.at(w.dv_first)),
             role: self.first_role(index),
             partial,
@@ -353,12 +352,13 @@ impl Network {
             accumulate,
         )?;
         if let Some(j) = pass.value_embedding {
-            self.sum_values_by_token(device, input, j)?;
+            let scale = self.attention_norm(device, a, layer);
+            self.sum_values_by_token(device, input, j, scale)?;
         }
         self.qkv_projection_backward(device, input, a, layer, accumulate)
     }
 
-    /// Weight gradients of the QKV product, and the gradient of its input `h` in `workspace.d_inner`.
+    /// Weight gradients of the QKV product, and the gradient of its normalised input, times the norm's factor, in `workspace.d_inner`.
     fn qkv_projection_backward(
         &self,
         device: &Device,
@@ -387,7 +387,7 @@ impl Network {
         if config.gated_attention {
             piece(d + 2 * kv, config.heads, "attn.attn_gate.weight");
         }
-        self.weight_gradient(device, dqkv, device.matrix(a.h, n, d), &pieces)?;
+        self.weight_gradient(device, dqkv, device.matrix(a.x_in, n, d), &pieces)?;
         let weight = device.matrix(self.layer(self.weights.qkv, layer), columns, d);
         let dh = device.matrix(w.d_inner, n, d);
         device
@@ -407,8 +407,14 @@ impl Network {
         }
     }
 
-    /// V's gradient of a value-embedding layer, summed by token.
-    fn sum_values_by_token(&self, device: &Device, input: &Input, j: usize) -> Result<()> {
+    /// V's gradient of a value-embedding layer, summed by token; the rows of `workspace.dqkv` have been multiplied by `scale`.
+    fn sum_values_by_token(
+        &self,
+        device: &Device,
+        input: &Input,
+        j: usize,
+        scale: RowScale,
+    ) -> Result<()> {
         let (config, w) = (&self.config, &self.workspace);
         let kv = config.kv_dim();
         let tables = w.ve_tables.expect("planned with the value embedding");
@@ -422,6 +428,7 @@ impl Network {
             kv as u64,
             device.at(tables.slice(each * j as u64, each)),
             false,
+            Some(scale),
         )?;
         Ok(())
     }
@@ -469,7 +476,7 @@ impl Network {
         // The head has left its part in the same gradient.
         let table = device.at(self.layout.named_gradient("tok_emb.weight"));
         let tokens = self.token_segments(device, input);
-        kernels.segment_sum_f32(stream, &tokens, de, d, d, table, true)?;
+        kernels.segment_sum_f32(stream, &tokens, de, d, d, table, true, None)?;
         if let (Some(projected), Some(s)) = (self.weights.bigram, w.bigram_segments) {
             let s = segments(device, &s, input);
             let dtable = w.dtable.expect("planned with the bigram embedding");

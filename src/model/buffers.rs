@@ -6,6 +6,7 @@
 use super::config::{Before, Config, FakeQuantize, HEAD_DIM};
 use crate::arena::{Element, Plan, Region, Tensor};
 use crate::kernels::head_loss;
+use crate::kernels::row_scale::square_parts;
 
 /// Sequences and their length: the shape of one forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,8 +86,9 @@ impl Projected {
 /// What the backward of one layer pass reads.
 #[derive(Debug, Clone, Copy)]
 pub struct PassActivations {
-    /// `s rmsnorm(x_in)` `[N, d]`
-    pub h: Tensor,
+    /// The residual stream that enters attention `[N, d]`, and the sums of squares of its rows f32 `[1, N]`.
+    pub x_in: Tensor,
+    pub x_in_squares: Tensor,
     /// Raw projection `[N, S]`.
     pub qkv: Tensor,
     /// What attention reads `[N, C]`.
@@ -97,10 +99,9 @@ pub struct PassActivations {
     pub y: Tensor,
     /// Input of the output projection `[N, d]`; `y` itself with neither XSA nor gate.
     pub z: Tensor,
-    /// The residual stream between attention and MLP `[N, d]`.
+    /// The residual stream between attention and MLP `[N, d]`, and the sums of squares of its rows f32 `[parts, N]`.
     pub x1: Tensor,
-    /// `s rmsnorm(x1)` `[N, d]`
-    pub u: Tensor,
+    pub x1_squares: Tensor,
     /// Before and after the activation `[N, F]`.
     pub pre: Tensor,
     pub activated: Tensor,
@@ -136,7 +137,7 @@ pub struct Workspace {
     pub dx: [Tensor; 2],
     pub dx1: Tensor,
     pub dx0: Tensor,
-    /// du, dz, dh in turn `[N, d]`.
+    /// The gradients of MLP input, z and attention input in turn `[N, d]`; where a norm is before, times its rows' factor.
     pub d_inner: Tensor,
     /// `[N, d]`
     pub dy: Tensor,
@@ -277,7 +278,7 @@ impl Activations {
             let y = bf16("attention", d);
             let direct = !config.xsa[layer] && !config.gated_attention;
             PassActivations {
-                h: bf16("attention input", d),
+                x_in: bf16("x into attention", d),
                 qkv: bf16("qkv", config.projected_columns()),
                 qkv_ready: bf16("qkv ready", config.qkv_columns()),
                 y,
@@ -287,7 +288,6 @@ impl Activations {
                     bf16("attention gated", d)
                 },
                 x1: bf16("x after attention", d),
-                u: bf16("mlp input", d),
                 pre: bf16("mlp before activation", config.hidden),
                 activated: bf16("mlp activated", config.hidden),
                 out: bf16("x after mlp", d),
@@ -295,6 +295,16 @@ impl Activations {
                     format!("pass {index}: log-sum-exp"),
                     Element::F32,
                     &[config.heads, sizes.max_padded_tokens],
+                ),
+                x_in_squares: reserve(
+                    format!("pass {index}: squares into attention"),
+                    Element::F32,
+                    &[n],
+                ),
+                x1_squares: reserve(
+                    format!("pass {index}: squares after attention"),
+                    Element::F32,
+                    &[square_parts(d as u64) as usize, n],
                 ),
             }
         };

@@ -1,7 +1,7 @@
 //! Calibration on the device: sums of x xᵀ over the inputs of every layer, and text that the model writes itself.
 //!
-//! After a forward all inputs of the products are still there, so a Hessian is one more product of an activation with itself,
-//! summed in f32. Q, K and V share an input, and so a Hessian. A layer that is replayed sees the inputs of both its passes.
+//! After a forward all inputs of the products are still there, but for their norms, so a Hessian is one more product of an activation
+//! with itself, summed in f32. Q, K and V share an input, and so a Hessian. A layer that is replayed sees the inputs of both its passes.
 //!
 //! Text is written token by token. Each token takes a forward over its whole prefix: the rotary base follows the length of
 //! the prefix once that exceeds the training length of the rotary table, so all earlier keys change with every token, and keys
@@ -77,10 +77,24 @@ impl DeviceEngine {
             .zip(&network.activations.passes)
         {
             let accumulate = std::mem::replace(&mut visited[pass.layer], true);
-            let inputs = [(a.h, d), (a.z, d), (a.u, d), (a.activated, hidden)];
-            for ((input, side), sum) in inputs.into_iter().zip(calibration.sums[pass.layer]) {
-                let x = device.matrix(input, n, side);
+            let inputs = [
+                (a.x_in, d, true),
+                (a.z, d, false),
+                (a.x1, d, true),
+                (a.activated, hidden, false),
+            ];
+            for ((mut input, side, normed), sum) in
+                inputs.into_iter().zip(calibration.sums[pass.layer])
+            {
                 let (kernels, stream) = (&device.kernels, &device.stream);
+                if normed {
+                    // Products norm the rows of their result, not their input. Nobody reads the stream behind the pass any more.
+                    let (x, y) = (device.at(input), device.at(a.out));
+                    let factor = network.config.norm_scale(pass.layer);
+                    kernels.norm_forward(stream, x, y, factor, n as u64, d as u64)?;
+                    input = a.out;
+                }
+                let x = device.matrix(input, n, side);
                 let columns = side as u64;
                 let splits = gemm::splits(columns, columns, n as u64, 1);
                 let partial = device.at(network.workspace.split);

@@ -12,6 +12,7 @@ use crate::kernels::embedding::{Bigram, Embedding};
 use crate::kernels::gemm::Orientation;
 use crate::kernels::norm_mix::{Entry, Mix};
 use crate::kernels::qkv::{QkvOperands, ValueEmbedding, ValueMix};
+use crate::kernels::row_scale::{RowScale, square_parts};
 
 /// A batch on the device.
 #[derive(Debug, Clone, Copy)]
@@ -85,16 +86,17 @@ impl Network {
         let layer = pass.layer;
         let shape = self.attention_shape(input.batch);
 
-        // The mix writes x_in where the output projection then adds to it.
         let mix = self.mix(device, input, index, pass);
-        kernels.mix_norm_forward(stream, &mix, device.at(a.x1), device.at(a.h))?;
+        let squares = device.at(a.x_in_squares);
+        kernels.mix_norm_forward(stream, &mix, device.at(a.x_in), squares)?;
         let columns = config.projected_columns();
-        kernels.gemm(
+        let x_in = device.matrix(a.x_in, n, d);
+        kernels.gemm_scaled(
             stream,
-            Orientation::Nt,
-            device.matrix(a.h, n, d),
+            x_in,
             device.matrix(self.layer(self.weights.qkv, layer), columns, d),
             device.matrix(a.qkv, n, columns),
+            Some(self.attention_norm(device, a, layer)),
         )?;
         let qkv = self.qkv(device, input, index, pass);
         kernels.qkv_forward(stream, &qkv, device.at(a.qkv_ready))?;
@@ -112,29 +114,48 @@ impl Network {
         let x1 = device.matrix(a.x1, n, d);
         let out_weight = device.matrix(self.layer(self.weights.attn_out, layer), d, d);
         let z = device.matrix(a.z, n, d);
-        kernels.gemm_add(stream, Orientation::Nt, z, out_weight, x1, x1, 1.0, 1.0)?;
+        let squares = device.at(a.x1_squares);
+        kernels.gemm_add_squares(stream, z, out_weight, x1, x_in, squares)?;
 
-        kernels.norm_forward(
-            stream,
-            device.at(a.x1),
-            device.at(a.u),
-            config.norm_scale(layer),
-            n as u64,
-            d as u64,
-        )?;
         let activated = device.matrix(a.activated, n, hidden);
         kernels.gemm_leaky2(
             stream,
-            device.matrix(a.u, n, d),
+            x1,
             device.matrix(self.layer(self.weights.up, layer), hidden, d),
             device.matrix(a.pre, n, hidden),
             activated,
-            None,
+            Some(self.mlp_norm(device, a, layer)),
         )?;
         let down = device.matrix(self.layer(self.weights.down, layer), d, hidden);
         let out = device.matrix(a.out, n, d);
         kernels.gemm_add(stream, Orientation::Nt, activated, down, out, x1, 1.0, 1.0)?;
         Ok(())
+    }
+
+    /// The norm at the entrance of attention, as a factor of the QKV product's rows.
+    pub(super) fn attention_norm(
+        &self,
+        device: &Device,
+        a: &PassActivations,
+        layer: usize,
+    ) -> RowScale {
+        RowScale {
+            sums: device.at(a.x_in_squares),
+            parts: 1,
+            d: self.config.dim as u64,
+            factor: self.config.norm_scale(layer),
+        }
+    }
+
+    /// The norm at the entrance of the MLP, as a factor of the up product's rows.
+    pub(super) fn mlp_norm(&self, device: &Device, a: &PassActivations, layer: usize) -> RowScale {
+        let d = self.config.dim as u64;
+        RowScale {
+            sums: device.at(a.x1_squares),
+            parts: square_parts(d),
+            d,
+            factor: self.config.norm_scale(layer),
+        }
     }
 
     /// The residual stream that enters a pass.
@@ -181,7 +202,6 @@ impl Network {
         Mix {
             rows: input.batch.tokens() as u64,
             d,
-            norm_scale: self.config.norm_scale(pass.layer),
             x: device.at(self.pass_input(index)),
             x0: device.at(self.activations.x0),
             entry,

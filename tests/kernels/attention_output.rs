@@ -5,6 +5,7 @@ use birdie::kernels::attention_output::{
 
 use crate::device::Gpu;
 use crate::numbers::{Random, assert_bf16, assert_close, assert_f32, sigmoid};
+use crate::row_scale::Sums;
 
 const D: usize = 64;
 
@@ -113,6 +114,8 @@ fn xsa_and_gate_both_ways() {
         let grid = u64::from(attention_output_partials(shape));
         let partial = gpu.poison(4 * grid * heads as u64);
         let plain = !xsa && !gated;
+        let sums = Sums::new(&gpu, 220 + i as u64, rows as u64, 512, 4);
+        let scale = (i % 3 != 0).then(|| sums.scale());
         gpu.kernels
             .attention_output_backward(
                 &gpu.stream,
@@ -123,6 +126,7 @@ fn xsa_and_gate_both_ways() {
                     delta: delta.ptr(),
                     dv_extra: xsa.then(|| dv.ptr()),
                     dqkv: gated.then(|| dqkv.ptr()),
+                    scale,
                     partial: gated.then(|| partial.ptr()),
                 },
             )
@@ -148,7 +152,8 @@ fn xsa_and_gate_both_ways() {
                 for i in 0..D {
                     want_dv[(row * kv + h / group as usize) * D + i] += dv[i];
                 }
-                want_logits[row * gates + h] = dlogit;
+                let factor = scale.map_or(1.0, |_| sums.factors[row]);
+                want_logits[row * gates + h] = factor * dlogit;
                 want_bias[h] += dlogit;
             }
         }

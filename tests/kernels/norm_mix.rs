@@ -51,7 +51,7 @@ fn norm_both_ways() {
             xd.ptr(),
             dyd.ptr(),
             dx.ptr(),
-            s,
+            true,
             rows,
             d,
         )
@@ -62,7 +62,7 @@ fn norm_both_ways() {
             xd.ptr(),
             dyd.ptr(),
             alone.ptr(),
-            s,
+            false,
             rows,
             d,
         )
@@ -70,15 +70,17 @@ fn norm_both_ways() {
         gpu.wait();
         let d = d as usize;
         assert_bf16("y", &y.read_bf16(), &normed(&x, f64::from(s), d), 0.5);
-        let gradient: Vec<f64> = x
-            .chunks_exact(d)
-            .zip(dy.chunks_exact(d))
-            .flat_map(|(x, dy)| {
-                norm_gradient(x, &dy.iter().map(|e| f64::from(s) * e).collect::<Vec<_>>())
-            })
-            .collect();
-        assert_bf16("dx alone", &alone.read_bf16(), &gradient, 0.5);
-        let sum: Vec<f64> = gradient.iter().zip(&g).map(|(a, b)| a + b).collect();
+        let gradient = |scaled: bool| -> Vec<f64> {
+            x.chunks_exact(d)
+                .zip(dy.chunks_exact(d))
+                .flat_map(|(x, dy)| {
+                    let factor = if scaled { 1.0 / inverse_rms(x) } else { 1.0 };
+                    norm_gradient(x, &dy.iter().map(|e| factor * e).collect::<Vec<_>>())
+                })
+                .collect()
+        };
+        assert_bf16("dx alone", &alone.read_bf16(), &gradient(false), 0.5);
+        let sum: Vec<f64> = gradient(true).iter().zip(&g).map(|(a, b)| a + b).collect();
         assert_bf16("dx", &dx.read_bf16(), &sum, 1.0);
     }
 }
@@ -109,7 +111,6 @@ fn mix_both_ways() {
             let mut vector = || random.f32(d, 1.0);
             let (m0, m1, a, b) = (vector(), vector(), vector(), vector());
             let mix_vector: Vec<f64> = m0.iter().chain(&m1).copied().collect();
-            let s = 0.5f32;
 
             let (xd, x0d, skipd, ad, bd) = (
                 gpu.bf16(&x),
@@ -133,15 +134,14 @@ fn mix_both_ways() {
             let mix = Mix {
                 rows,
                 d,
-                norm_scale: s,
                 x: xd.ptr(),
                 x0: x0d.ptr(),
                 entry,
                 resid_mix: mixd.ptr(),
             };
-            let (x_in, h) = (gpu.poison(2 * n), gpu.poison(2 * n));
+            let (x_in, squares) = (gpu.poison(2 * n), gpu.poison(4 * rows));
             gpu.kernels
-                .mix_norm_forward(&gpu.stream, &mix, x_in.ptr(), h.ptr())
+                .mix_norm_forward(&gpu.stream, &mix, x_in.ptr(), squares.ptr())
                 .unwrap();
 
             let (dx1d, dhd, extrad) = (gpu.bf16(&dx1), gpu.bf16(&dh), gpu.bf16(&extra));
@@ -161,7 +161,7 @@ fn mix_both_ways() {
                     &mix,
                     &MixGradients {
                         dx1: dx1d.ptr(),
-                        dh: dhd.ptr(),
+                        scaled: dhd.ptr(),
                         extra: (kind != 1).then(|| extrad.ptr()),
                         dx: dx.ptr(),
                         dx0: dx0.ptr(),
@@ -204,7 +204,8 @@ fn mix_both_ways() {
                 want_in.extend((0..width).map(|c| m0[c] * u[c] + m1[c] * at(&x0, c)));
                 // What follows starts from the rounded x_in: a tie of its rounding may fall either way.
                 let row_in = &got_in[r * width..][..width];
-                let e: Vec<f64> = (0..width).map(|c| 0.5 * at(&dh, c)).collect();
+                let rms = 1.0 / inverse_rms(row_in);
+                let e: Vec<f64> = (0..width).map(|c| rms * at(&dh, c)).collect();
                 let g = norm_gradient(row_in, &e);
                 for c in 0..width {
                     let dx_in = at(&dx1, c) + g[c];
@@ -229,11 +230,15 @@ fn mix_both_ways() {
                 }
             }
             assert_bf16(&format!("x_in {what}"), &got_in, &want_in, 0.1);
-            assert_bf16(
-                &format!("h {what}"),
-                &h.read_bf16(),
-                &normed(&got_in, 0.5, width),
-                0.5,
+            let want_squares: Vec<f64> = got_in
+                .chunks_exact(width)
+                .map(|row| row.iter().map(|x| x * x).sum())
+                .collect();
+            assert_f32(
+                &format!("squares {what}"),
+                &squares.read_f32(),
+                &want_squares,
+                1.0,
             );
             assert_bf16(&format!("dx {what}"), &dx.read_bf16(), &want_dx, 1.0);
             assert_bf16(&format!("dx0 {what}"), &dx0.read_bf16(), &want_dx0, 1.0);

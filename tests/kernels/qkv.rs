@@ -5,6 +5,7 @@ use birdie::kernels::qkv::{
 
 use crate::device::Gpu;
 use crate::numbers::{Random, assert_bf16, assert_f32, inverse_rms, norm_gradient, sigmoid};
+use crate::row_scale::Sums;
 
 const D: usize = 64;
 
@@ -125,6 +126,8 @@ fn both_ways_in_every_mode() {
         let grid = u64::from(qkv_partials(shape));
         let partial = gpu.poison(4 * grid * (heads as u64 + 2));
         let with_extra = i % 2 == 0;
+        let sums = Sums::new(&gpu, 320 + i as u64, rows as u64, 512, 1);
+        let scale = (i % 3 != 0).then(|| sums.scale());
         gpu.kernels
             .qkv_backward(
                 &gpu.stream,
@@ -133,6 +136,7 @@ fn both_ways_in_every_mode() {
                     dout: dout_d.ptr(),
                     dv_extra: with_extra.then(|| extra_d.ptr()),
                     dqkv: dqkv.ptr(),
+                    scale,
                     dv_first: (role != FirstRole::None).then(|| dv_first.ptr()),
                     role,
                     partial: partial.ptr(),
@@ -207,6 +211,11 @@ fn both_ways_in_every_mode() {
                     FirstRole::Add => want_first[place] += c0 * dv,
                     FirstRole::None | FirstRole::Take => {}
                 }
+            }
+        }
+        if scale.is_some() {
+            for (row, factor) in want_dqkv.chunks_exact_mut(stride).zip(&sums.factors) {
+                row[..columns].iter_mut().for_each(|x| *x *= factor);
             }
         }
         assert_bf16(&format!("out, {what}"), &out.read_bf16(), &want_out, 1.0);
