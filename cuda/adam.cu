@@ -6,7 +6,7 @@
 //    sum_squares: partial[b] = sum over CTA b's elements of x^2;  clip_coefficient: norm = sqrt(sum partial),
 //    coefficient = min(1, max_norm / (norm + 1e-6)).
 //    sgd_*: m <- momentum m + g;  p <- p - lr m  (test-time training; no decay, no Nesterov).
-//    average_*: avg <- decay avg + (1-decay) p.  collect_*: sum <- sum + p, in the parameter's own type.
+//    average_*: avg <- decay avg + share p, the first product rounded (as published), share = 1 - decay.  collect_*: sum <- sum + p, in the parameter's own type.
 //
 // 2. Operands. Flat arrays of n elements, n a multiple of 8, 16-byte aligned:
 //      adamw_f32   param, grad, m, v f32         adamw_bf16  param, m, v bf16, grad f32        sgd_*  the same without v
@@ -97,13 +97,13 @@ __device__ __forceinline__ float block_sum(float x) {
 }
 
 template <typename T> __device__ __forceinline__ void average(float *avg, const T *param, u64 n, const StepValues *step) {
-  const float decay = step->average_decay;
+  const float decay = step->average_decay, share = step->average_share;
   for (u64 i = first_vector(); i < n; i += vector_stride()) {
     float a[8], p[8];
     load8(avg + i, a);
     load8(param + i, p);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) a[j] = decay * a[j] + (1.f - decay) * p[j];
+    for (int j = 0; j < 8; ++j) a[j] = fmaf(share, p[j], __fmul_rn(decay, a[j]));
     store8(avg + i, a);
   }
 }

@@ -2,7 +2,7 @@
 //
 // 1. Formula, per token at position t = n mod T and head of 64 channels:
 //      q: out = gain[h] rope_t(x / rms(x))      k: out = rope_t(x / rms(x))      rms(x) = sqrt(mean(x^2) + 2^-23)
-//      rope_t, i = 0..7:  y[i] = x[i] cos + x[i+8] sin,  y[i+8] = -x[i] sin + x[i+8] cos,  angle(t, i); channels 16..63 pass
+//      rope_t, i < P:  y[i] = x[i] cos + x[i+P] sin,  y[i+P] = -x[i] sin + x[i+P] cos,  angle(t, i); channels 2P..63 pass.  P = 8 published
 //      v: w = x + ve_scale ve_table[id];  out = w                        v_mode 0
 //                                         out = (1-g) w + g v_first      v_mode 1, g = sigmoid(mix[0])
 //                                         out = mix[0] v_first + mix[1] w   v_mode 2
@@ -10,7 +10,7 @@
 //      v: g = dout + dv_extra (+ dv_first, role 3);  dx = c1 g;  dv_first (+)= c0 g;  dc0 = sum g v_first, dc1 = sum g w
 //    where out = c0 v_first + c1 w. All of dx times the row factor of the QKV product (row_scale.cuh). qkv_backward_finish turns dc0, dc1 into the gradient of mix.
 //
-// 2. Operands: qkv bf16 [N, S], out bf16 [N, C], C = (H + 2 KV) 64, columns q | k | v; rope f32 [T, 16] = 8 cosines, 8 sines;
+// 2. Operands: qkv bf16 [N, S], out bf16 [N, C], C = (H + 2 KV) 64, columns q | k | v; rope f32 [T, 2P] = P cosines, P sines;
 //    ve_table bf16 [V, KV 64]; v_first: v columns of layer 0's raw qkv; dv_first, dv_extra bf16 [N, KV 64]; partial f32
 //    [G, H+2]: dgain of each head, dc0, dc1.
 //
@@ -24,14 +24,14 @@
 //
 // 6. Fences: __syncthreads between the units' sums and the threads that add them in order.
 //
-// 7. Limits: H at most 64, any KV that divides it; S a multiple of 8.
+// 7. Limits: 1 <= P <= 32; with P = 8 the partner of a channel comes from the neighbour lane, else from memory. H at most 64, any KV that divides it; S a multiple of 8.
 #include "hopper/numeric.cuh"
 #include "hopper/warp.cuh"
 #include "row_scale.cuh"
 
 namespace birdie {
 
-constexpr int THREADS = 256, LANES = 8, UNITS = THREADS / LANES, ROPE_PAIRS = 8, FINISH_THREADS = 128;
+constexpr int THREADS = 256, LANES = 8, UNITS = THREADS / LANES, PUBLISHED_PAIRS = 8, FINISH_THREADS = 128;
 
 enum ValueMode { VALUE_PLAIN = 0, VALUE_GATE = 1, VALUE_LAMBDA = 2 };
 enum FirstRole { FIRST_NONE = 0, FIRST_WRITE = 1, FIRST_ADD = 2, FIRST_TAKE = 3 };
@@ -55,15 +55,29 @@ struct MixCoefficients {
   }
 };
 
-// Rotates the first 16 channels of a head. The partner of lane 0 (channels 0..7) is lane 1 (8..15). SIGN -1: the transpose.
-template <int SIGN> __device__ __forceinline__ void rotate(float (&x)[8], const float *rope, i32 t, i32 lane) {
-  float partner[8];
+// Rotates the first 2 `pairs` channels of a head: lane l holds channels 8 l .. +8 of `source` times `factor`. SIGN -1: the transpose.
+template <int SIGN>
+__device__ __forceinline__ void rotate(float (&x)[8], const bf16 *source, float factor, const float *rope, i32 pairs, i32 t, i32 lane) {
+  if (pairs != PUBLISHED_PAIRS) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const i32 channel = 8 * lane + i;
+      if (channel < 2 * pairs) {
+        const bool low = channel < pairs;
+        const float *angle = rope + i64(t) * 2 * pairs + (low ? channel : channel - pairs);
+        const float partner = factor * bf16_value(source[low ? channel + pairs : channel - pairs]);
+        x[i] = x[i] * angle[0] + (low ? float(SIGN) : -float(SIGN)) * angle[pairs] * partner;
+      }
+    }
+    return;
+  }
+  float partner[8]; // of lane 0 (channels 0..7): lane 1 (8..15)
 #pragma unroll
   for (int i = 0; i < 8; ++i) partner[i] = __shfl_xor_sync(FULL_MASK, x[i], 1);
   if (lane < 2) {
     float cosine[8], sine[8];
-    load8(rope + i64(t) * 2 * ROPE_PAIRS, cosine);
-    load8(rope + i64(t) * 2 * ROPE_PAIRS + ROPE_PAIRS, sine);
+    load8(rope + i64(t) * 2 * PUBLISHED_PAIRS, cosine);
+    load8(rope + i64(t) * 2 * PUBLISHED_PAIRS + PUBLISHED_PAIRS, sine);
     const float sign = lane == 0 ? float(SIGN) : -float(SIGN);
 #pragma unroll
     for (int i = 0; i < 8; ++i) x[i] = x[i] * cosine[i] + sign * sine[i] * partner[i];
@@ -92,7 +106,7 @@ __device__ __forceinline__ void add_value_embedding(float (&w)[8], const ValueSo
 using namespace birdie;
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    qkv_forward(const bf16 *qkv, i32 S, bf16 *out, const float *q_gain, const float *rope, const u16 *ids,
+    qkv_forward(const bf16 *qkv, i32 S, bf16 *out, const float *q_gain, const float *rope, i32 pairs, const u16 *ids,
                 const bf16 *ve_table, const float *ve_scale, const bf16 *v_first, i32 v_first_stride, const float *mix,
                 i32 v_mode, i32 N, i32 T, i32 H, i32 KV) {
   const ValueSource source{ids, ve_table, ve_scale, v_first, v_first_stride, mix, v_mode};
@@ -122,14 +136,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         for (int i = 0; i < 8; ++i) x[i] = c.c0 * f[i] + c.c1 * x[i];
       }
     }
-    rotate<1>(x, rope, token % T, is_value ? 2 : lane);
+    rotate<1>(x, qkv + i64(token) * S + head * 64, r, rope, pairs, token % T, is_value ? LANES : lane);
     if (n < N) store8(out + i64(n) * heads * 64 + column, x);
   }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     qkv_backward(const bf16 *dout, const bf16 *dv_extra, const bf16 *qkv, i32 S, bf16 *dqkv, const float *q_gain,
-                 const float *rope, const u16 *ids, const bf16 *ve_table, const float *ve_scale, const bf16 *v_first,
+                 const float *rope, i32 pairs, const u16 *ids, const bf16 *ve_table, const float *ve_scale, const bf16 *v_first,
                  i32 v_first_stride, const float *mix, i32 v_mode, bf16 *dv_first, i32 dv_first_role, float *partial,
                  RowScale scale, i32 N, i32 T, i32 H, i32 KV) {
   __shared__ float gain_sums[UNITS], c0_sums[UNITS], c1_sums[UNITS];
@@ -149,7 +163,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     float x[8], g[8];
     load8(qkv + i64(token) * S + column, x);
     load8(dout + i64(token) * heads * 64 + column, g);
-    rotate<-1>(g, rope, token % T, is_value ? 2 : lane);
+    rotate<-1>(g, dout + i64(token) * heads * 64 + head * 64, 1.f, rope, pairs, token % T, is_value ? LANES : lane);
     const float r = rsqrt_approx(group_sum<LANES>(dot8(x, x)) * (1.f / 64.f) + NORM_EPSILON);
     const float dot = group_sum<LANES>(dot8(g, x)) * r; // e . y
     if (!is_value) {

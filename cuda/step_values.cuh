@@ -17,7 +17,9 @@ struct StepValues {
   u32 fake_quantize;          // non-zero: weights are fake-quantised in the forward pass
   u32 step;                   // index of the step, from 0
   u64 token_offset;           // offset of this step's first token in the device's token buffer, in tokens
-  u64 reserved[3];
+  float average_share;        // what the moving average takes of the weights: 1 - decay, rounded once
+  u32 unused;
+  u64 reserved[2];
 };
 static_assert(sizeof(StepValues) == 64, "mirrored by the host");
 

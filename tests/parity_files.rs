@@ -329,14 +329,14 @@ fn values_that_no_model_has_are_refused() {
         (
             "all_M.json",
             "/weights/0/shape",
-            json!([63, 128]),
-            "multiples of 8",
+            json!([0, 128]),
+            "two sizes",
         ),
         (
             "all_M.json",
             "/weights/0/shape",
             json!([1 << 20, 1 << 20]),
-            "multiples of 8",
+            "two sizes",
         ),
         ("all_P.json", "/policies/0/recipe", json!("9999"), "9999"),
     ] {

@@ -26,6 +26,15 @@ fn suffix(checks: Checks, vocabulary: u64) -> Result<&'static str> {
     })
 }
 
+/// Softcaps that the kernels serve: no maximum is subtracted from the capped logits.
+pub const MOST_SOFTCAP: f32 = 64.0;
+
+pub(super) fn check_softcap(checks: Checks, softcap: f32) -> Result<()> {
+    checks.limit(softcap > 0.0 && softcap <= MOST_SOFTCAP, || {
+        format!("softcap = {softcap} is not above 0 and at most {MOST_SOFTCAP}")
+    })
+}
+
 impl Kernels {
     /// Loss of each row summed into `partial` f32 `[loss_partials]`; `logits` bf16 `[rows, V]` in rows of [`logit_pitch`] become their gradient times
     /// `gradient_scale`. `targets` u16 `[rows]`.
@@ -37,11 +46,13 @@ impl Kernels {
         targets: DevPtr,
         partial: DevPtr,
         gradient_scale: f32,
+        softcap: f32,
         rows: u64,
         vocabulary: u64,
     ) -> Result<Work> {
         let checks = Checks("softcap_loss");
         let suffix = suffix(checks, vocabulary)?;
+        check_softcap(checks, softcap)?;
         let grid = loss_partials(rows);
         let pitch = logit_pitch(vocabulary);
         checks.array("logits", logits, 2, &[rows, pitch])?;
@@ -54,7 +65,7 @@ impl Kernels {
             [grid, 1, 1],
             256,
             0,
-            &[&logits, &targets, &partial, &gradient_scale, &n, &v, &pitch],
+            &[&logits, &targets, &partial, &gradient_scale, &softcap, &n, &v, &pitch],
         )?;
         self.done(Work {
             flops: 12 * rows * vocabulary,
@@ -71,11 +82,13 @@ impl Kernels {
         targets: DevPtr,
         losses: DevPtr,
         round_bf16: bool,
+        softcap: f32,
         rows: u64,
         vocabulary: u64,
     ) -> Result<Work> {
         let checks = Checks("softcap_score");
         let suffix = suffix(checks, vocabulary)?;
+        check_softcap(checks, softcap)?;
         let pitch = logit_pitch(vocabulary);
         checks.array("logits", logits, 2, &[rows, pitch])?;
         checks.list("targets", targets, 2, &[rows])?;
@@ -88,7 +101,7 @@ impl Kernels {
             [loss_partials(rows), 1, 1],
             256,
             0,
-            &[&logits, &targets, &losses, &round, &n, &v, &pitch],
+            &[&logits, &targets, &losses, &round, &softcap, &n, &v, &pitch],
         )?;
         self.done(Work {
             flops: 6 * rows * vocabulary,

@@ -62,12 +62,15 @@ pub struct QkvOperands {
     pub stride: u64,
     /// f32 `[H]`.
     pub q_gain: DevPtr,
-    /// f32 `[T, 16]`, see [`rope_table`].
+    /// f32 `[T, rope_dims]`, see [`rope_table`].
     pub rope: DevPtr,
+    /// Channels of a head that are rotated, even.
+    pub rope_dims: u64,
     pub value_embedding: Option<ValueEmbedding>,
     pub mix: ValueMix,
-    /// Layer 0's raw projection, `[N, stride]`; needed with a mix.
+    /// q | k | v of layer 0, `[N, first_stride]`, of which the mix takes v; needed with a mix.
     pub first_qkv: Option<DevPtr>,
+    pub first_stride: u64,
 }
 
 /// What a layer does with the gradient of layer 0's value.
@@ -106,35 +109,28 @@ pub fn qkv_partials(shape: AttentionShape) -> u32 {
     head_grid(shape.sequences * shape.tokens * heads, heads)
 }
 
-/// Base of the rotary angles at length `tokens` for a model whose rotary module was built for `train_length`.
-pub fn rope_base(base: f64, tokens: u64, train_length: u64) -> f64 {
-    if tokens <= train_length {
-        base
-    } else {
-        base * (tokens as f64 / train_length as f64).powf(16.0 / 14.0)
-    }
-}
-
-/// Rotary table `[tokens, 16]`: 8 cosines, then 8 sines of `t base^(-2i/16)`. As published, the angle is a product of f32s.
-pub fn rope_table(tokens: u64, base: f64) -> Vec<f32> {
-    let frequencies: [f32; 8] = std::array::from_fn(|i| (1.0 / base.powf(i as f64 / 8.0)) as f32);
-    (0..tokens)
-        .flat_map(|t| {
-            let angles = frequencies.map(|f| f64::from(t as f32 * f));
-            let cosines = angles.map(|a| a.cos() as f32);
-            let sines = angles.map(|a| a.sin() as f32);
-            cosines.into_iter().chain(sines)
-        })
-        .collect()
+/// Rotary table `[tokens, dims]`: the cosines, then the sines of `t base^(-2i/dims)`. As published, the angle is a product of f32s.
+pub fn rope_table(tokens: u64, base: f64, dims: u64) -> Vec<f32> {
+    let frequencies: Vec<f32> = (0..dims / 2)
+        .map(|i| (1.0 / base.powf(2.0 * i as f64 / dims as f64)) as f32)
+        .collect();
+    let row = |t: u64| {
+        let angles = frequencies.iter().map(move |f| f64::from(t as f32 * f));
+        let cosines = angles.clone().map(|a| a.cos() as f32);
+        cosines.chain(angles.map(|a| a.sin() as f32))
+    };
+    (0..tokens).flat_map(row).collect()
 }
 
 /// Addresses and sizes in the order in which both kernels take them.
 struct Common {
     stride: i32,
+    pairs: i32,
     ids: u64,
     table: u64,
     scale: u64,
     first: u64,
+    first_stride: i32,
     mix: u64,
     mode: i32,
     rows: i32,
@@ -164,7 +160,17 @@ impl QkvOperands {
         )?;
         checks.array("qkv", self.qkv, 2, &[rows, self.stride])?;
         checks.list("q_gain", self.q_gain, 4, &[shape.heads()])?;
-        checks.array("rope", self.rope, 4, &[shape.tokens, 16])?;
+        checks.limit(
+            (2..=HEAD_DIM).contains(&self.rope_dims) && self.rope_dims.is_multiple_of(2),
+            || format!("{} channels of a head of {HEAD_DIM} are rotated", self.rope_dims),
+        )?;
+        // Rows of the published 16 are read 16 bytes at a time.
+        let list = [shape.tokens * self.rope_dims];
+        if self.rope_dims == 16 {
+            checks.array("rope", self.rope, 4, &[shape.tokens, 16])?;
+        } else {
+            checks.list("rope", self.rope, 4, &list)?;
+        }
         if let Some(e) = self.value_embedding {
             checks.list("ids", e.ids, 2, &[rows])?;
             checks.array("ve_table", e.table, 2, &[e.vocabulary, kv_width])?;
@@ -174,7 +180,11 @@ impl QkvOperands {
         let first = match (self.mix, self.first_qkv) {
             (ValueMix::None, _) => 0,
             (_, Some(first)) => {
-                checks.array("first_qkv", first, 2, &[rows, self.stride])?;
+                let stride = self.first_stride;
+                checks.limit(stride >= shape.columns() && stride.is_multiple_of(8), || {
+                    format!("rows of first_qkv have {stride} columns")
+                })?;
+                checks.array("first_qkv", first, 2, &[rows, stride])?;
                 first.offset(2 * first_column).address
             }
             (_, None) => anyhow::bail!("kernel {}: a value mix without first_qkv", checks.0),
@@ -182,10 +192,12 @@ impl QkvOperands {
         let embedding = self.value_embedding;
         Ok(Common {
             stride: checks.int("S", self.stride)?,
+            pairs: self.rope_dims as i32 / 2,
             ids: address(embedding.map(|e| e.ids)),
             table: address(embedding.map(|e| e.table)),
             scale: address(embedding.map(|e| e.scale)),
             first,
+            first_stride: checks.int("first_stride", self.first_stride)?,
             mix: self.mix.parameters(checks)?,
             mode: self.mix.mode(),
             rows: checks.int("N", rows)?,
@@ -229,11 +241,12 @@ impl Kernels {
                 &out,
                 &operands.q_gain,
                 &operands.rope,
+                &c.pairs,
                 &c.ids,
                 &c.table,
                 &c.scale,
                 &c.first,
-                &c.stride,
+                &c.first_stride,
                 &c.mix,
                 &c.mode,
                 &c.rows,
@@ -306,11 +319,12 @@ impl Kernels {
                 &g.dqkv,
                 &operands.q_gain,
                 &operands.rope,
+                &c.pairs,
                 &c.ids,
                 &c.table,
                 &c.scale,
                 &c.first,
-                &c.stride,
+                &c.first_stride,
                 &c.mix,
                 &c.mode,
                 &first,
@@ -383,17 +397,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rope_bases_of_the_published_lengths() {
-        assert_eq!(rope_base(10_000.0, 1024, 1024), 10_000.0);
-        assert!((rope_base(10_000.0, 2047, 1024) - 22_069.468276).abs() < 1e-4);
-        assert!((rope_base(10_000.0, 2048, 1024) - 22_081.790273).abs() < 1e-4);
-    }
-
-    #[test]
     fn rope_table_is_cosines_then_sines() {
-        let table = rope_table(3, 10_000.0);
+        let table = rope_table(3, 10_000.0, 16);
         assert_eq!(table.len(), 48);
         assert_eq!((table[0], table[8]), (1.0, 0.0));
         assert!((table[32] - 2f32.cos()).abs() < 1e-6 && (table[40] - 2f32.sin()).abs() < 1e-6);
+        assert_eq!(rope_table(5, 10_000.0, 2).len(), 10);
     }
 }

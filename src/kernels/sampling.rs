@@ -8,6 +8,8 @@ use super::{Checks, DevPtr, Kernels, Work};
 /// What a sampled token depends on besides the logits.
 #[derive(Clone, Copy, Debug)]
 pub struct Sampling {
+    /// Logits are capped at this, C tanh(z / C).
+    pub softcap: f32,
     pub temperature: f32,
     pub seed: u64,
     /// Number of the first row's sequence.
@@ -17,8 +19,8 @@ pub struct Sampling {
 }
 
 impl Kernels {
-    /// Samples a token for each of `rows` rows into `out` u16. `logits` is the first row, bf16 `[V]`, and the elements to the next;
-    /// without logits the tokens are uniform.
+    /// Samples a token for each of `rows` rows into `out` u16. `logits` is the first row, bf16 `[V]`, and the elements to the next, a
+    /// multiple of 8; without logits the tokens are uniform.
     pub fn sample_tokens(
         &self,
         stream: &Stream,
@@ -30,10 +32,11 @@ impl Kernels {
     ) -> Result<Work> {
         let checks = Checks("sample_tokens");
         checks.limit(
-            rows > 0 && vocabulary > 0 && vocabulary.is_multiple_of(8) && vocabulary <= 65_536,
-            || format!("{rows} rows, V = {vocabulary}: a multiple of 8 up to 65536 is needed"),
+            rows > 0 && (1..=65_536).contains(&vocabulary),
+            || format!("{rows} rows, V = {vocabulary}: 1 to 65536 are needed"),
         )?;
-        let temperature = sampling.temperature;
+        let (temperature, softcap) = (sampling.temperature, sampling.softcap);
+        super::head_loss::check_softcap(checks, softcap)?;
         checks.limit(temperature > 0.0 && temperature.is_finite(), || {
             format!("temperature = {temperature}")
         })?;
@@ -41,7 +44,7 @@ impl Kernels {
             checks.limit(stride.is_multiple_of(8) && stride >= vocabulary, || {
                 format!("rows of {vocabulary} logits {stride} apart")
             })?;
-            checks.array("logits", logits, 2, &[(rows - 1) * stride + vocabulary])?;
+            checks.array("logits", logits, 2, &[(rows - 1) * stride + vocabulary.next_multiple_of(8)])?;
         }
         checks.list("out", out, 2, &[rows])?;
         let (address, stride) = logits.map_or((0u64, 0i64), |(p, s)| (p.address, s as i64));
@@ -60,6 +63,7 @@ impl Kernels {
                 &out,
                 &n,
                 &v,
+                &softcap,
                 &temperature,
                 &sampling.seed,
                 &first,

@@ -17,7 +17,10 @@ pub struct StepValues {
     pub fake_quantize: u32,
     pub step: u32,
     pub token_offset: u64,
-    pub reserved: [u64; 3],
+    /// `1 - average_decay`, computed in f64 as the published scripts do: not what f32 makes of it.
+    pub average_share: f32,
+    pub unused: u32,
+    pub reserved: [u64; 2],
 }
 
 /// Size on the device.

@@ -75,6 +75,7 @@ impl Network {
             device.at(input.targets),
             partial,
             share,
+            config.softcap,
             n as u64,
             vocab as u64,
         )?;
@@ -323,15 +324,27 @@ impl Network {
         kernels.attention_backward(stream, &gradient)?;
 
         let qkv = self.qkv(device, input, index, pass);
-        let gradients = QkvGradients {
+        let scale = self.attention_norm(device, a, layer);
+        let mut gradients = QkvGradients {
             dout: device.at(w.dqkv_ready),
             dv_extra: output.xsa.then(|| device.at(w.dv_extra)),
             dqkv: device.at(w.dqkv),
-            scale: Some(self.attention_norm(device, a, layer)),
+            scale: Some(scale),
             dv_first: Some(device.at(w.dv_first)),
             role: self.first_role(index),
             partial,
         };
+        // With a gate later layers mix in the first layer's V without its value embedding, which then has the gradient of the
+        // layer's own attention alone.
+        let own_values = pass.value_embedding.filter(|_| {
+            gradients.role == FirstRole::Take && config.value_residual == ValueResidual::Gate
+        });
+        if let Some(j) = own_values {
+            let role = std::mem::replace(&mut gradients.role, FirstRole::None);
+            kernels.qkv_backward(stream, &qkv, &gradients)?;
+            self.sum_values_by_token(device, input, j, scale)?;
+            gradients.role = role;
+        }
         kernels.qkv_backward(stream, &qkv, &gradients)?;
         let mix_name = match qkv.mix {
             ValueMix::None => None,
@@ -351,8 +364,7 @@ impl Network {
             mix_name.map(gradient),
             accumulate,
         )?;
-        if let Some(j) = pass.value_embedding {
-            let scale = self.attention_norm(device, a, layer);
+        if let (Some(j), None) = (pass.value_embedding, own_values) {
             self.sum_values_by_token(device, input, j, scale)?;
         }
         self.qkv_projection_backward(device, input, a, layer, accumulate)

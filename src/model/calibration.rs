@@ -167,6 +167,7 @@ impl DeviceEngine {
             let mut rows = vec![Vec::with_capacity(seq_len); count];
             for position in 0..seq_len {
                 let sampling = Sampling {
+                    softcap: self.network().config.softcap,
                     temperature,
                     seed,
                     first_sequence: first as u64,

@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use crate::failure::Failure;
+use crate::kernels::head_loss::MOST_SOFTCAP;
 use crate::kernels::{MOST_BUCKETS, MOST_CHANNELS, MOST_VALUE_EMBEDDINGS, MOST_VOCABULARY};
 use crate::recipe::{LateQat, Recipe};
 
@@ -132,12 +133,6 @@ impl Config {
                 "the kernels serve heads of 64: num_heads = model_dim / 64",
             );
         }
-        if r.rope_dims != 16 {
-            return refuse(
-                format!("rope_dims = {}", r.rope_dims),
-                "the kernels rotate 16 dimensions of each head",
-            );
-        }
         let kernels_serve = [
             (
                 r.model_dim as u64 <= MOST_CHANNELS,
@@ -158,9 +153,9 @@ impl Config {
                 "sequences have up to 65536 tokens",
             ),
             (
-                r.logit_softcap == 30.0,
+                r.logit_softcap <= f64::from(MOST_SOFTCAP),
                 format!("logit_softcap = {}", r.logit_softcap),
-                "the kernels cap at 30",
+                "the kernels add up exponentials of capped logits as they are: f32 holds those of up to 64",
             ),
             (
                 r.muon_backend_steps == 5,
@@ -205,16 +200,6 @@ impl Config {
             (false, true) => ValueResidual::Lambda,
             (false, false) => ValueResidual::Off,
         };
-        if value_residual != ValueResidual::Off
-            && value_embedding
-                .as_ref()
-                .is_some_and(|v| v.layers.contains(&0))
-        {
-            return refuse(
-                "ve_layers names layer 0, whose V is the residual of later layers".into(),
-                "leave layer 0 out of ve_layers, or set vrl_enabled and value_residual to false",
-            );
-        }
         let mut config = Self {
             vocab: r.vocab_size,
             layers: r.num_layers,
@@ -385,6 +370,14 @@ mod tests {
     }
 
     #[test]
+    fn rope_bases_of_the_published_lengths() {
+        let config = Config::new(&Recipe::default()).unwrap();
+        assert_eq!(config.rope_base_at(1024), 10_000.0);
+        assert!((config.rope_base_at(2047) - 22_069.468276).abs() < 1e-4);
+        assert!((config.rope_base_at(2048) - 22_081.790273).abs() < 1e-4);
+    }
+
+    #[test]
     fn replays_come_between_encoder_and_decoder() {
         let recipe = Recipe {
             num_layers: 12,
@@ -401,13 +394,13 @@ mod tests {
     #[test]
     fn what_no_kernel_serves_is_refused() {
         let recipe = Recipe {
-            rope_dims: 32,
+            logit_softcap: 100.0,
             ..Recipe::default()
         };
         let failure: Failure = Config::new(&recipe)
-            .expect_err("32 dimensions")
+            .expect_err("exponentials that f32 does not hold")
             .downcast()
             .unwrap();
-        assert!(failure.why.contains("rope_dims") && !failure.hint.is_empty());
+        assert!(failure.why.contains("logit_softcap") && !failure.hint.is_empty());
     }
 }

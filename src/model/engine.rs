@@ -176,7 +176,8 @@ impl DeviceEngine {
 
     fn write_rope(&self, table: Tensor, seq_len: usize) -> Result<()> {
         let base = self.network.config.rope_base_at(seq_len);
-        let values = rope_table(seq_len as u64, base);
+        let dims = self.network.config.rope_dims as u64;
+        let values = rope_table(seq_len as u64, base, dims);
         self.device
             .memory
             .write_floats(table.slice(0, values.len() as u64), &values)
@@ -286,6 +287,7 @@ impl DeviceEngine {
             device.at(input.targets),
             device.at(self.network.exchange.token_losses),
             logits == Logits::Bf16,
+            self.network.config.softcap,
             input.batch.tokens() as u64,
             self.network.config.vocab as u64,
         )?;

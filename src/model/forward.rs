@@ -230,12 +230,19 @@ impl Network {
             },
         };
         let embedding = pass.value_embedding.zip(self.weights.value_embedding);
+        // The gate mixes in the first layer's raw projection, the two factors its value as attention has seen it.
+        let first = &self.activations.passes[0];
+        let (first_qkv, first_stride) = match config.value_residual {
+            ValueResidual::Lambda => (first.qkv_ready, config.qkv_columns()),
+            ValueResidual::Gate | ValueResidual::Off => (first.qkv, config.projected_columns()),
+        };
         QkvOperands {
             shape: self.attention_shape(input.batch),
             qkv: device.at(a.qkv),
             stride: config.projected_columns() as u64,
             q_gain: parameter("attn.q_gain"),
             rope: device.at(input.rope),
+            rope_dims: config.rope_dims as u64,
             value_embedding: embedding.map(|(j, projected)| ValueEmbedding {
                 ids: device.at(input.tokens),
                 table: device.at(projected.table),
@@ -243,7 +250,8 @@ impl Network {
                 scale: named(&format!("ve_layer_scales.{j}")),
             }),
             mix,
-            first_qkv: (mix != ValueMix::None).then(|| device.at(self.activations.passes[0].qkv)),
+            first_qkv: (mix != ValueMix::None).then(|| device.at(first_qkv)),
+            first_stride: first_stride as u64,
         }
     }
 

@@ -30,6 +30,8 @@ pub struct Optimizer {
     epsilon: f32,
     adam_decay: f32,
     ema_decay: f32,
+    /// `1 - ema_decay`.
+    ema_share: f32,
 }
 
 impl Optimizer {
@@ -41,6 +43,7 @@ impl Optimizer {
             epsilon: recipe.adam_eps as f32,
             adam_decay: recipe.adam_wd as f32,
             ema_decay: recipe.ema_decay as f32,
+            ema_share: (1.0 - recipe.ema_decay) as f32,
         }
     }
 
@@ -56,6 +59,7 @@ impl Optimizer {
             muon_momentum: rates.muon_momentum,
             // A decay of one leaves the average as it is.
             average_decay: if update_ema { self.ema_decay } else { 1.0 },
+            average_share: if update_ema { self.ema_share } else { 0.0 },
             fake_quantize: u32::from(fake_quantize),
             step: update - 1,
             ..bytemuck::Zeroable::zeroed()

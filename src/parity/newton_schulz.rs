@@ -52,9 +52,9 @@ impl NewtonSchulzCase {
                 weight.is_sound()
                     && shape.len() == 2
                     && elements(shape).is_some_and(|n| n <= MOST_ELEMENTS)
-                    && shape.iter().all(|s| *s > 0 && s.is_multiple_of(8)),
+                    && shape.iter().all(|s| *s > 0),
                 refuse(format!(
-                    "{} has shape {shape:?}: two multiples of 8 and at most {MOST_ELEMENTS} elements",
+                    "{} has shape {shape:?}: two sizes and at most {MOST_ELEMENTS} elements",
                     weight.name
                 ))
             );
@@ -103,8 +103,21 @@ impl Expected {
     }
 }
 
-/// What Muon makes of a gradient in its first step, without momentum: `[rows, columns]` from the device.
+/// What Muon makes of a gradient in its first step, without momentum: `[rows, columns]` from the device. The device takes multiples
+/// of 8: rows and columns of zeros around the matrix stay zeros in every step and change nothing else.
 fn on_device(values: &[f32], shape: &[usize]) -> Result<Vec<f64>> {
+    let (rows, columns) = (shape[0], shape[1]);
+    let padded = [rows, columns].map(|n| n.next_multiple_of(8));
+    let mut around = vec![0.0; padded[0] * padded[1]];
+    for (to, from) in around.chunks_mut(padded[1]).zip(values.chunks(columns)) {
+        to[..columns].copy_from_slice(from);
+    }
+    let result = padded_on_device(&around, &padded)?;
+    let inner = result.chunks(padded[1]).take(rows);
+    Ok(inner.flat_map(|row| &row[..columns]).copied().collect())
+}
+
+fn padded_on_device(values: &[f32], shape: &[usize]) -> Result<Vec<f64>> {
     let bank = Bank {
         matrices: 1,
         rows: shape[0] as u64,

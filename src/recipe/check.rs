@@ -121,9 +121,9 @@ pub fn check(r: &Recipe) -> Result<()> {
         );
     }
     require!(
-        r.rope_dims.is_multiple_of(2) && r.rope_dims <= r.head_dim,
+        r.rope_dims >= 2 && r.rope_dims.is_multiple_of(2) && r.rope_dims <= r.head_dim,
         "the published recipes use 16",
-        "rope_dims = {} is not an even number up to head_dim = {}",
+        "rope_dims = {} is not an even number from 2 to head_dim = {}",
         r.rope_dims,
         r.head_dim
     );

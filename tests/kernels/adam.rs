@@ -124,7 +124,7 @@ fn averages() {
         let (avg, p, table) = (random.f32(n, 1.0), random.f32(n, 1.0), random.bf16(n, 1.0));
         let step = |collect| {
             gpu.step_values(|s| {
-                s.average_decay = 0.75;
+                (s.average_decay, s.average_share) = (0.75, 0.25);
                 s.collect_average = collect;
             })
         };

@@ -4,8 +4,8 @@ use crate::device::Gpu;
 use crate::numbers::{Random, assert_close, bf16};
 
 /// Loss of a row and its gradient.
-fn reference(row: &[f64], target: usize, round: bool) -> (f64, Vec<f64>) {
-    let capped: Vec<f64> = row.iter().map(|z| 30.0 * (z / 30.0).tanh()).collect();
+fn reference(row: &[f64], target: usize, cap: f64, round: bool) -> (f64, Vec<f64>) {
+    let capped: Vec<f64> = row.iter().map(|z| cap * (z / cap).tanh()).collect();
     let used: Vec<f64> = capped
         .iter()
         .map(|&c| if round { bf16(c) } else { c })
@@ -16,7 +16,7 @@ fn reference(row: &[f64], target: usize, round: bool) -> (f64, Vec<f64>) {
         .enumerate()
         .map(|(j, c)| {
             let p = c.exp() / sum - f64::from(u8::from(j == target));
-            p * (1.0 - (capped[j] / 30.0).powi(2))
+            p * (1.0 - (capped[j] / cap).powi(2))
         })
         .collect();
     (sum.ln() - used[target], gradient)
@@ -25,18 +25,19 @@ fn reference(row: &[f64], target: usize, round: bool) -> (f64, Vec<f64>) {
 #[test]
 fn loss_gradient_and_scores() {
     let gpu = Gpu::new();
-    for (rows, vocabulary, scale) in [
-        (1u64, 8u64, 1.0),
-        (300, 256, 5.0),
-        (37, 1024, 20.0),
-        (9, 2048, 3.0),
-        (20, 264, 60.0),
-        (5, 1, 2.0),
-        (9, 97, 4.0),
-        (6, 1023, 8.0),
-        (3, 4095, 3.0),
+    for (rows, vocabulary, scale, cap) in [
+        (1u64, 8u64, 1.0, 30.0f32),
+        (300, 256, 5.0, 30.0),
+        (37, 1024, 20.0, 30.0),
+        (9, 2048, 3.0, 30.0),
+        (20, 264, 60.0, 30.0),
+        (5, 1, 2.0, 30.0),
+        (9, 97, 4.0, 15.0),
+        (6, 1023, 8.0, 2.5),
+        (3, 4095, 3.0, 30.0),
+        (7, 513, 90.0, 64.0),
     ] {
-        let what = format!("[{rows}, {vocabulary}] x {scale}");
+        let what = format!("[{rows}, {vocabulary}] x {scale}, cap {cap}");
         let mut random = Random::new(900 + vocabulary);
         let (width, pitch) = (vocabulary as usize, logit_pitch(vocabulary) as usize);
         let logits = random.bf16(rows * pitch as u64, scale);
@@ -50,6 +51,7 @@ fn loss_gradient_and_scores() {
             targets_d.ptr(),
             plain.ptr(),
             false,
+            cap,
             rows,
             vocabulary,
         )
@@ -60,6 +62,7 @@ fn loss_gradient_and_scores() {
             targets_d.ptr(),
             rounded.ptr(),
             true,
+            cap,
             rows,
             vocabulary,
         )
@@ -71,6 +74,7 @@ fn loss_gradient_and_scores() {
             targets_d.ptr(),
             partial.ptr(),
             64.0,
+            cap,
             rows,
             vocabulary,
         )
@@ -81,7 +85,7 @@ fn loss_gradient_and_scores() {
             logits
                 .chunks_exact(pitch)
                 .zip(&targets)
-                .map(|(row, &t)| reference(&row[..width], t as usize, round))
+                .map(|(row, &t)| reference(&row[..width], t as usize, f64::from(cap), round))
                 .collect()
         };
         let exact = want(false);

@@ -9,13 +9,14 @@ use crate::row_scale::Sums;
 
 const D: usize = 64;
 
-/// Rotates channels 0..16 of a head; `sign` -1 is the transpose.
+/// Rotates the channels of a head for which there are angles; `sign` -1 is the transpose.
 fn rotate(x: &mut [f64], rope: &[f64], sign: f64) {
-    for i in 0..8 {
-        let (cosine, sine) = (rope[i], sign * rope[8 + i]);
-        let (a, b) = (x[i], x[i + 8]);
+    let pairs = rope.len() / 2;
+    for i in 0..pairs {
+        let (cosine, sine) = (rope[i], sign * rope[pairs + i]);
+        let (a, b) = (x[i], x[i + pairs]);
         x[i] = a * cosine + b * sine;
-        x[i + 8] = b * cosine - a * sine;
+        x[i + pairs] = b * cosine - a * sine;
     }
 }
 
@@ -75,7 +76,9 @@ fn both_ways_in_every_mode() {
             random.f32(1, 1.0),
         );
         let ids = random.ids(rows as u64, vocabulary as u64);
-        let rope: Vec<f64> = rope_table(tokens, 10_000.0)
+        // Every second case rotates the published 16 channels.
+        let rope_dims = [16, 64, 16, 2, 16, 32, 16, 6, 16, 62, 16, 24, 16][i];
+        let rope: Vec<f64> = rope_table(tokens, 10_000.0, rope_dims)
             .into_iter()
             .map(f64::from)
             .collect();
@@ -103,6 +106,7 @@ fn both_ways_in_every_mode() {
             stride: stride as u64,
             q_gain: gain_d.ptr(),
             rope: rope_d.ptr(),
+            rope_dims,
             value_embedding: embedded.then(|| ValueEmbedding {
                 ids: ids_d.ptr(),
                 table: table_d.ptr(),
@@ -111,6 +115,7 @@ fn both_ways_in_every_mode() {
             }),
             mix: value_mix,
             first_qkv: (mode != 0).then(|| first_d.ptr()),
+            first_stride: stride as u64,
         };
         let out = gpu.poison((2 * rows * columns) as u64);
         gpu.kernels
@@ -168,7 +173,7 @@ fn both_ways_in_every_mode() {
         let mut want_first = old_first.clone();
         let (mut want_gain, mut dc0, mut dc1) = (vec![1.0; heads], 0.0, 0.0);
         for row in 0..rows {
-            let angles = &rope[row % tokens as usize * 16..][..16];
+            let angles = &rope[row % tokens as usize * rope_dims as usize..][..rope_dims as usize];
             for h in 0..heads + kv {
                 let x = &qkv[row * stride + h * D..][..D];
                 let r = inverse_rms(x);

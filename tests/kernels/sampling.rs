@@ -17,7 +17,8 @@ fn scores(logits: Option<&[f64]>, v: u64, s: Sampling, row: u64) -> Vec<f64> {
             let bits = philox(counter, [s.seed as u32, (s.seed >> 32) as u32])[(j % 4) as usize];
             let u = (f64::from(bits >> 9) + 0.5) / 8_388_608.0;
             let l = logits.map_or(0.0, |row| {
-                let capped = bf16(30.0 * (row[j as usize] / 30.0).tanh());
+                let cap = f64::from(s.softcap);
+                let capped = bf16(cap * (row[j as usize] / cap).tanh());
                 bf16(capped / f64::from(s.temperature))
             });
             l - (-u.ln()).ln()
@@ -41,16 +42,20 @@ fn reference_generator_gives_the_known_answers() {
 #[test]
 fn tokens_are_the_argmax_of_the_reference() {
     let gpu = Gpu::new();
-    for (rows, v, gap, temperature) in [
-        (1u64, 8u64, 0u64, 1.0f32),
-        (17, 256, 512, 0.8),
-        (9, 1024, 8, 0.5),
-        (3, 4096, 0, 1.5),
+    for (rows, v, gap, temperature, softcap) in [
+        (1u64, 8u64, 0u64, 1.0f32, 30.0f32),
+        (17, 256, 512, 0.8, 30.0),
+        (9, 1024, 8, 0.5, 2.0),
+        (3, 4096, 0, 1.5, 60.0),
+        (5, 13, 3, 0.7, 30.0),
+        (2, 1021, 11, 1.0, 30.0),
+        (1, 1, 7, 1.0, 30.0),
     ] {
         let mut random = Random::new(77 + v);
         let stride = v + gap;
         let logits = random.bf16(rows * stride, 4.0);
         let sampling = Sampling {
+            softcap,
             temperature,
             seed: random.bits(),
             first_sequence: 5,
@@ -96,6 +101,7 @@ fn frequencies_follow_the_softmax() {
     let logits: Vec<f64> = row.iter().copied().cycle().take(8 * 4096).collect();
     let (logits_d, out) = (gpu.bf16(&logits), gpu.poison(2 * rows));
     let sampling = Sampling {
+        softcap: 30.0,
         temperature: 0.5,
         seed: 1337,
         first_sequence: 0,
@@ -137,6 +143,7 @@ fn wrong_operands_are_refused() {
     let gpu = Gpu::new();
     let out = gpu.poison(8);
     let sampling = Sampling {
+        softcap: 30.0,
         temperature: 0.0,
         seed: 1,
         first_sequence: 0,
@@ -148,14 +155,13 @@ fn wrong_operands_are_refused() {
             .is_err()
     };
     assert!(refused(8, sampling), "no temperature");
-    assert!(
-        refused(
-            12,
-            Sampling {
-                temperature: 1.0,
-                ..sampling
-            }
-        ),
-        "V"
-    );
+    let good = Sampling {
+        temperature: 1.0,
+        ..sampling
+    };
+    assert!(!refused(8, good));
+    assert!(refused(0, good), "V");
+    for softcap in [0.0, -30.0, 65.0, f32::NAN] {
+        assert!(refused(8, Sampling { softcap, ..good }), "{softcap}");
+    }
 }
