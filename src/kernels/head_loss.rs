@@ -65,7 +65,16 @@ impl Kernels {
             [grid, 1, 1],
             256,
             0,
-            &[&logits, &targets, &partial, &gradient_scale, &softcap, &n, &v, &pitch],
+            &[
+                &logits,
+                &targets,
+                &partial,
+                &gradient_scale,
+                &softcap,
+                &n,
+                &v,
+                &pitch,
+            ],
         )?;
         self.done(Work {
             flops: 12 * rows * vocabulary,

@@ -162,7 +162,12 @@ impl QkvOperands {
         checks.list("q_gain", self.q_gain, 4, &[shape.heads()])?;
         checks.limit(
             (2..=HEAD_DIM).contains(&self.rope_dims) && self.rope_dims.is_multiple_of(2),
-            || format!("{} channels of a head of {HEAD_DIM} are rotated", self.rope_dims),
+            || {
+                format!(
+                    "{} channels of a head of {HEAD_DIM} are rotated",
+                    self.rope_dims
+                )
+            },
         )?;
         // Rows of the published 16 are read 16 bytes at a time.
         let list = [shape.tokens * self.rope_dims];
@@ -181,9 +186,10 @@ impl QkvOperands {
             (ValueMix::None, _) => 0,
             (_, Some(first)) => {
                 let stride = self.first_stride;
-                checks.limit(stride >= shape.columns() && stride.is_multiple_of(8), || {
-                    format!("rows of first_qkv have {stride} columns")
-                })?;
+                checks.limit(
+                    stride >= shape.columns() && stride.is_multiple_of(8),
+                    || format!("rows of first_qkv have {stride} columns"),
+                )?;
                 checks.array("first_qkv", first, 2, &[rows, stride])?;
                 first.offset(2 * first_column).address
             }

@@ -31,10 +31,9 @@ impl Kernels {
         sampling: Sampling,
     ) -> Result<Work> {
         let checks = Checks("sample_tokens");
-        checks.limit(
-            rows > 0 && (1..=65_536).contains(&vocabulary),
-            || format!("{rows} rows, V = {vocabulary}: 1 to 65536 are needed"),
-        )?;
+        checks.limit(rows > 0 && (1..=65_536).contains(&vocabulary), || {
+            format!("{rows} rows, V = {vocabulary}: 1 to 65536 are needed")
+        })?;
         let (temperature, softcap) = (sampling.temperature, sampling.softcap);
         super::head_loss::check_softcap(checks, softcap)?;
         checks.limit(temperature > 0.0 && temperature.is_finite(), || {
@@ -44,7 +43,12 @@ impl Kernels {
             checks.limit(stride.is_multiple_of(8) && stride >= vocabulary, || {
                 format!("rows of {vocabulary} logits {stride} apart")
             })?;
-            checks.array("logits", logits, 2, &[(rows - 1) * stride + vocabulary.next_multiple_of(8)])?;
+            checks.array(
+                "logits",
+                logits,
+                2,
+                &[(rows - 1) * stride + vocabulary.next_multiple_of(8)],
+            )?;
         }
         checks.list("out", out, 2, &[rows])?;
         let (address, stride) = logits.map_or((0u64, 0i64), |(p, s)| (p.address, s as i64));
