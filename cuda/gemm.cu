@@ -10,7 +10,8 @@
 //      _add_bf16   out = bf16(alpha D + beta aux)                      Newton-Schulz polynomials
 //      _add_squares_bf16  out = bf16(D + aux), squares[c / 128][m] = sum of out^2 over columns c .. c+128      residual add
 //      _leaky2     out = p = bf16(f D), out2 = q = bf16(r^2), r = p > 0 ? p : p/2
-//      _dleaky2    out = bf16(f bf16(D) dq/dp), dq/dp = p > 0 ? 2p : p/2, aux = p
+//      _dleaky2    out = bf16(f bf16(D) dq/dp), dq/dp = p > 0 ? 2p : p/2, aux = p;  sums[c / 128][m] = sum of out p over columns c .. c+128
+//      _add_norm_bf16  out = bf16(D + aux - x sum(dots) / (d s rms(x)))    gradient through RMSNorm, dots = the sums of _dleaky2
 //      _f32        out_f32[split][m][n] = the partial sum of this split of K (one split: D itself)
 //      _symmetric  D (and aux) equal their transposes: tiles below the diagonal are computed, stored, and stored transposed
 //    A per-channel scale of the output (attn_scale, mlp_scale, ...) is not applied here: it is folded into W when the
@@ -69,7 +70,7 @@
 
 namespace birdie {
 
-enum class Epilogue { Store, Scaled, Add, AddSquares, Leaky2, DLeaky2, StoreF32, Symmetric, SymmetricAdd };
+enum class Epilogue { Store, Scaled, Add, AddSquares, AddNorm, Leaky2, DLeaky2, StoreF32, Symmetric, SymmetricAdd };
 
 // Shared memory of a variant: as many stages as fit beside the staging boxes. `src/kernels/gemm.rs` knows the sums.
 template <Epilogue EPILOGUE_, int BLOCK_N_> struct Variant {
@@ -77,9 +78,10 @@ template <Epilogue EPILOGUE_, int BLOCK_N_> struct Variant {
   static constexpr int BLOCK_N = BLOCK_N_;
   static constexpr bool WIDE = BLOCK_N == 256;
   static constexpr bool SYMMETRIC = EPILOGUE == Epilogue::Symmetric || EPILOGUE == Epilogue::SymmetricAdd;
-  static constexpr bool SQUARES = EPILOGUE == Epilogue::AddSquares;
-  static constexpr bool SCALED = EPILOGUE == Epilogue::Scaled || EPILOGUE == Epilogue::Leaky2 || EPILOGUE == Epilogue::DLeaky2;
-  static constexpr bool HAS_AUX = EPILOGUE == Epilogue::Add || SQUARES || EPILOGUE == Epilogue::DLeaky2 || EPILOGUE == Epilogue::SymmetricAdd;
+  static constexpr bool NORM = EPILOGUE == Epilogue::AddNorm;
+  static constexpr bool SUMS = EPILOGUE == Epilogue::AddSquares || EPILOGUE == Epilogue::DLeaky2;
+  static constexpr bool SCALED = EPILOGUE == Epilogue::Scaled || EPILOGUE == Epilogue::Leaky2 || EPILOGUE == Epilogue::DLeaky2 || NORM;
+  static constexpr bool HAS_AUX = EPILOGUE == Epilogue::Add || SUMS || NORM || EPILOGUE == Epilogue::SymmetricAdd;
   static constexpr bool TO_F32 = EPILOGUE == Epilogue::StoreF32;
   // Boxes that a consumer stores per 64 columns, and boxes that it has: with aux, all of a tile.
   static constexpr int OUTPUTS = EPILOGUE == Epilogue::Leaky2 || SYMMETRIC ? 2 : 1;
@@ -111,16 +113,47 @@ __device__ __forceinline__ float leaky2_derivative(float p) { return p > 0.f ? 2
 // What an epilogue knows beyond its tensors.
 struct Rows {
   RowScale scale;
-  float *squares;
+  float *sums; // of SUMS epilogues; may be null
+  // Of AddNorm: the tensor whose norm it is, and f32 [dot_parts, M].
+  const bf16 *x;
+  const float *dots;
+  i32 dot_parts;
 };
 
-// Turns one pair of accumulators into the packed pair to store. `aux` is the pair of the aux tensor at the same place, `factor` the row's.
+// A thread's part of a tile of a tensor: pairs of neighbouring columns as accumulators have them, loaded one column box ahead.
+// WHY NOT boxes loaded by TMA: with a second tensor to add they take 64 KB more for wide tiles, and two stages would be left.
+struct PairsAhead {
+  const bf16 *first[2]; // of the thread's two rows, at the thread's first column
+  i32 columns[2];       // from there on; none where the row does not exist
+  u32 pairs[16];
+
+  __device__ __forceinline__ void begin(const bf16 *x, i32 row, i32 column, const GemmShape &shape) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      first[i] = x + u64(row + 8 * i) * shape.n + column;
+      columns[i] = row + 8 * i < shape.m ? shape.n - column : 0;
+    }
+    load(0);
+  }
+  __device__ __forceinline__ void load(int box) {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const int c = 64 * box + 8 * (i / 2);
+      pairs[i] = c < columns[i % 2] ? *reinterpret_cast<const u32 *>(first[i % 2] + c) : 0;
+    }
+  }
+};
+
+// Turns one pair of accumulators into the packed pair to store. `aux` is the pair of the aux tensor at the same place, `x` that of x, `factor`
+// the row's.
 template <Epilogue EPILOGUE>
-__device__ __forceinline__ u32 finish_pair(float low, float high, u32 aux, float factor, const GemmShape &shape) {
+__device__ __forceinline__ u32 finish_pair(float low, float high, u32 aux, u32 x, float factor, const GemmShape &shape) {
   if constexpr (EPILOGUE == Epilogue::Add || EPILOGUE == Epilogue::SymmetricAdd) {
     return pack_bf16(shape.alpha * low + shape.beta * bf16_low(aux), shape.alpha * high + shape.beta * bf16_high(aux));
   } else if constexpr (EPILOGUE == Epilogue::AddSquares) {
     return pack_bf16(low + bf16_low(aux), high + bf16_high(aux));
+  } else if constexpr (EPILOGUE == Epilogue::AddNorm) {
+    return pack_bf16(low + bf16_low(aux) + factor * bf16_low(x), high + bf16_high(aux) + factor * bf16_high(x));
   } else if constexpr (EPILOGUE == Epilogue::DLeaky2) {
     const u32 dq = pack_bf16(low, high);
     return pack_bf16(factor * bf16_low(dq) * leaky2_derivative(bf16_low(aux)), factor * bf16_high(dq) * leaky2_derivative(bf16_high(aux)));
@@ -131,10 +164,11 @@ __device__ __forceinline__ u32 finish_pair(float low, float high, u32 aux, float
   }
 }
 
-// One consumer's part of the epilogue of a bf16 tile: 64 rows, box by box. `factor`: of the thread's two rows.
+// One consumer's part of the epilogue of a bf16 tile: 64 rows, box by box. `factor`: of the thread's two rows;
+// `ahead`: of x, where the epilogue wants it.
 template <typename V>
 __device__ __forceinline__ void store_tile(const float (&d)[V::BLOCK_N / 2], const float (&factor)[2], u8 (&staging)[V::BOXES][BOX_BYTES],
-                                           const TensorMap *out, const TensorMap *out2, float *squares, const Tile &tile,
+                                           PairsAhead &ahead, const TensorMap *out, const TensorMap *out2, const Rows &rows, const Tile &tile,
                                            const GemmShape &shape, u32 consumer, u32 thread) {
   constexpr int COLUMN_BOXES = V::BLOCK_N / 64;
   const u32 lane = thread % 32, warp = thread / 32;
@@ -143,7 +177,8 @@ __device__ __forceinline__ void store_tile(const float (&d)[V::BLOCK_N / 2], con
   const u32 box_row = 16 * warp + (lane & 7) + 8 * ((lane >> 3) & 1), box_chunk = lane >> 4;
   const u32 base = shared_address(staging);
   const bool mirror = V::SYMMETRIC && tile.m != tile.n;
-  float sum[2]; // of the squares of the thread's two rows, over SQUARES_COLUMNS columns
+  float sum[2]; // of the thread's two rows, over SQUARES_COLUMNS columns
+  const i32 line = row + i32(16 * warp + lane / 4);
 
   // All warps have written their part of box `s`: make it visible, and see to it that the next box is free.
   const auto written = [&]() {
@@ -162,7 +197,15 @@ __device__ __forceinline__ void store_tile(const float (&d)[V::BLOCK_N / 2], con
     // Staging boxes of this column box: of out, and of out2 or the mirror image.
     const int first = V::HAS_AUX ? box : V::OUTPUTS * box % V::BOXES;
     const int second = V::HAS_AUX ? COLUMN_BOXES + box : (V::OUTPUTS * box + 1) % V::BOXES;
-    u32 y[16];
+    u32 y[16], x_pairs[16] = {};
+    if constexpr (V::NORM) {
+#pragma unroll
+      for (int i = 0; i < 16; ++i) x_pairs[i] = ahead.pairs[i];
+      if (box + 1 < COLUMN_BOXES) ahead.load(box + 1);
+    }
+    if constexpr (V::SUMS) {
+      if (box * 64 % SQUARES_COLUMNS == 0) sum[0] = sum[1] = 0.f;
+    }
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const u32 address = base + first * BOX_BYTES + box_row * ROW_BYTES + (((2 * j + box_chunk) ^ (box_row & 7)) * 16);
@@ -170,23 +213,25 @@ __device__ __forceinline__ void store_tile(const float (&d)[V::BLOCK_N / 2], con
       u32 old[4] = {0, 0, 0, 0};
       if constexpr (V::HAS_AUX) ldmatrix_x4(old, address);
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        y[4 * j + i] = finish_pair<V::EPILOGUE>(x[2 * i], x[2 * i + 1], old[i], factor[i % 2], shape);
+      for (int i = 0; i < 4; ++i) {
+        const u32 pair = finish_pair<V::EPILOGUE>(x[2 * i], x[2 * i + 1], old[i], x_pairs[4 * j + i], factor[i % 2], shape);
+        if constexpr (V::SUMS) {
+          const u32 other = V::EPILOGUE == Epilogue::AddSquares ? pair : old[i];
+          sum[i % 2] += bf16_low(pair) * bf16_low(other) + bf16_high(pair) * bf16_high(other);
+        }
+        y[4 * j + i] = pair;
+      }
       stmatrix_x4(address, y[4 * j], y[4 * j + 1], y[4 * j + 2], y[4 * j + 3]);
     }
-    if constexpr (V::SQUARES) {
-      if (box * 64 % SQUARES_COLUMNS == 0) sum[0] = sum[1] = 0.f;
-#pragma unroll
-      for (int i = 0; i < 16; ++i) sum[i % 2] += bf16_low(y[i]) * bf16_low(y[i]) + bf16_high(y[i]) * bf16_high(y[i]);
+    if constexpr (V::SUMS) {
       if ((box + 1) * 64 % SQUARES_COLUMNS == 0) {
         // The last part of a tile may begin past the last column: such a part does not exist.
         const i32 column = tile.n + 64 * (box + 1) - SQUARES_COLUMNS;
-        float *part = squares + u64(column / SQUARES_COLUMNS) * shape.m;
+        float *part = rows.sums + u64(column / SQUARES_COLUMNS) * shape.m;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const float total = group_sum<4>(sum[i]);
-          const i32 line = row + i32(16 * warp + lane / 4) + 8 * i;
-          if (lane % 4 == 0 && column < shape.n && line < shape.m) part[line] = total;
+          if (rows.sums != nullptr && lane % 4 == 0 && column < shape.n && line + 8 * i < shape.m) part[line + 8 * i] = total;
         }
       }
     }
@@ -269,12 +314,35 @@ template <typename V, typename Shared> struct TileEpilogue {
   Worker worker;
   u32 aux_phase = 0;
   float share[2]; // of the sums of squares of the thread's two rows
+  // Of AddNorm: its parts of their dots, as many as are loaded early, and its part of x.
+  static constexpr int EARLY = 4;
+  float dots[V::NORM ? 2 : 1][EARLY];
+  PairsAhead ahead;
 
+  __device__ __forceinline__ float dot_part(i32 row, i32 part) const {
+    return row < shape.m && part < rows.dot_parts ? rows.dots[u64(part) * shape.m + row] : 0.f;
+  }
+  // The sum of a row's dots, from what `begin` has loaded and the rest.
+  __device__ __forceinline__ float quad_dot(i32 row, int i) const {
+    float sum = dots[i][0];
+#pragma unroll
+    for (int e = 1; e < EARLY; ++e) sum += dots[i][e];
+#pragma unroll 1
+    for (i32 part = i32(worker.lane() % 4) + 4 * EARLY; part < rows.dot_parts; part += 4) sum += dot_part(row, part);
+    return group_sum<4>(sum);
+  }
   __device__ __forceinline__ void begin(const Tile &tile) {
     if constexpr (V::SCALED) {
       const i32 row = worker.row(tile) + i32(16 * worker.warp() + worker.lane() / 4);
 #pragma unroll
       for (int i = 0; i < 2; ++i) share[i] = quad_row_share(rows.scale, row + 8 * i, shape.m, worker.lane());
+      if constexpr (V::NORM) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+#pragma unroll
+          for (int e = 0; e < EARLY; ++e) dots[i][e] = dot_part(row + 8 * i, i32(worker.lane() % 4) + 4 * e);
+        ahead.begin(rows.x, row, tile.n + 2 * i32(worker.lane() % 4), shape);
+      }
     }
     if constexpr (V::HAS_AUX) {
       constexpr int AUX_BOXES = V::BLOCK_N / 64;
@@ -296,11 +364,18 @@ template <typename V, typename Shared> struct TileEpilogue {
     float factor[2] = {1.f, 1.f};
     if constexpr (V::SCALED) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) factor[i] = quad_row_factor(rows.scale, share[i]);
+      for (int i = 0; i < 2; ++i) {
+        factor[i] = quad_row_factor(rows.scale, share[i]);
+        if constexpr (V::NORM) { // the factor is s / rms
+          const i32 row = worker.row(tile) + i32(16 * worker.warp() + worker.lane() / 4) + 8 * i;
+          const float s = rows.scale.factor;
+          factor[i] *= -quad_dot(row, i) * rows.scale.inverse_d / (s * s);
+        }
+      }
     }
     if constexpr (V::TO_F32) store_partial<V>(d, out_f32, tile, shape, worker.consumer, worker.thread);
     else
-      store_tile<V>(d, factor, shared.staging[worker.consumer], out, out2, rows.squares, tile, shape, worker.consumer, worker.thread);
+      store_tile<V>(d, factor, shared.staging[worker.consumer], ahead, out, out2, rows, tile, shape, worker.consumer, worker.thread);
   }
   __device__ __forceinline__ void end() {
     if constexpr (!V::TO_F32) {
@@ -351,19 +426,24 @@ using namespace birdie;
 #define GEMM_ROWS(TILE, SUFFIX, BLOCK_N)                                                                               \
   TILE gemm_nt_scaled_bf16##SUFFIX(MAP a, MAP b, MAP out, GEMM_SHAPE_PARAMETERS, RowScale scale) {                     \
     gemm<Major::K, Major::K, Variant<Epilogue::Scaled, BLOCK_N>>(&a, &b, &out, nullptr, nullptr, nullptr, ONE_SPLIT,   \
-                                                                 {scale, nullptr});                                    \
+                                                                 {scale, nullptr, nullptr, nullptr, 0});               \
   }                                                                                                                    \
   TILE gemm_nt_add_squares_bf16##SUFFIX(MAP a, MAP b, MAP out, MAP aux, GEMM_SHAPE_PARAMETERS, float *squares) {       \
     gemm<Major::K, Major::K, Variant<Epilogue::AddSquares, BLOCK_N>>(&a, &b, &out, nullptr, &aux, nullptr, ONE_SPLIT,  \
-                                                                     {{}, squares});                                   \
+                                                                     {{}, squares, nullptr, nullptr, 0});              \
   }                                                                                                                    \
   TILE gemm_nt_leaky2##SUFFIX(MAP a, MAP b, MAP out, MAP out2, GEMM_SHAPE_PARAMETERS, RowScale scale) {                \
     gemm<Major::K, Major::K, Variant<Epilogue::Leaky2, BLOCK_N>>(&a, &b, &out, &out2, nullptr, nullptr, ONE_SPLIT,     \
-                                                                 {scale, nullptr});                                    \
+                                                                 {scale, nullptr, nullptr, nullptr, 0});               \
   }                                                                                                                    \
-  TILE gemm_nn_dleaky2##SUFFIX(MAP a, MAP b, MAP out, MAP aux, GEMM_SHAPE_PARAMETERS, RowScale scale) {                \
+  TILE gemm_nn_add_norm_bf16##SUFFIX(MAP a, MAP b, MAP out, MAP aux, GEMM_SHAPE_PARAMETERS, const bf16 *x,             \
+                                     RowScale scale, const float *dots, i32 dot_parts) {                               \
+    gemm<Major::K, Major::MN, Variant<Epilogue::AddNorm, BLOCK_N>>(&a, &b, &out, nullptr, &aux, nullptr, ONE_SPLIT,    \
+                                                                   {scale, nullptr, x, dots, dot_parts});              \
+  }                                                                                                                    \
+  TILE gemm_nn_dleaky2##SUFFIX(MAP a, MAP b, MAP out, MAP aux, GEMM_SHAPE_PARAMETERS, RowScale scale, float *sums) {   \
     gemm<Major::K, Major::MN, Variant<Epilogue::DLeaky2, BLOCK_N>>(&a, &b, &out, nullptr, &aux, nullptr, ONE_SPLIT,    \
-                                                                   {scale, nullptr});                                  \
+                                                                   {scale, sums, nullptr, nullptr, 0});                \
   }
 #define GEMM_BOTH_TILES(TILE, SUFFIX, BLOCK_N)                                                                         \
   GEMM_STORE(TILE, gemm_nt_bf16##SUFFIX, Major::K, Major::K, Epilogue::Store, BLOCK_N)                                 \

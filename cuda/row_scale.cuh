@@ -10,8 +10,12 @@
 // A product leaves one part per SQUARES_COLUMNS columns, whatever its tile; a row kernel leaves one part. The parts are added in one order,
 // the same in a product (four lanes share a row) and in a row kernel (one thread adds all): so every reader has the same bits.
 //
-// Backward: with dp' = (s / rms) dp for the gradient dp of the product's result,  dW = dp'^T x  and  dp' W  is the gradient of x but
-// for the term through rms (norm_mix.cu). Whoever produces dp multiplies it.
+// Backward: with dp' = (s / rms) dp for the gradient dp of the product's result p,  dW = dp'^T x  and
+//
+//   dx = e - x mean(e x) / rms^2,  e = dp' W
+//
+// Whoever produces dp multiplies it. The mean needs no e: sum(e x) = sum(dp' (x W^T)) = rms / s sum(dp' p), so whoever has dp' and p side
+// by side leaves partial sums of dp' p, and the product that makes e adds the second term in its epilogue.
 //
 // WHY NOT [N, parts]: a warp of a product's epilogue reads eight neighbouring rows of one part; they are one 32-byte sector here.
 #pragma once
@@ -37,9 +41,13 @@ __device__ __forceinline__ float row_factor(const RowScale &scale, float squares
 // In the layout of accumulators four neighbouring lanes hold a row. First each reads its share of the row's parts, early enough for the
 // loads to return during the products; then, together with the other three, it gets the row's factor.
 __device__ __forceinline__ float quad_row_share(const RowScale &scale, i32 row, i32 rows, u32 lane) {
-  float share = 0.f;
-  if (scale.sums != nullptr && row < rows)
-    for (i32 part = i32(lane % 4); part < scale.parts; part += 4) share += scale.sums[u64(part) * rows + row];
+  const i32 first = i32(lane % 4);
+  const bool live = scale.sums != nullptr && row < rows;
+  // NOTE: nothing is added to the first part: an addition would wait for it here.
+  float share = live && first < scale.parts ? scale.sums[u64(first) * rows + row] : 0.f;
+  if (live)
+#pragma unroll 1
+    for (i32 part = first + 4; part < scale.parts; part += 4) share += scale.sums[u64(part) * rows + row];
   return share;
 }
 __device__ __forceinline__ float quad_row_factor(const RowScale &scale, float share) { return row_factor(scale, group_sum<4>(share)); }
@@ -48,6 +56,7 @@ __device__ __forceinline__ float quad_row_factor(const RowScale &scale, float sh
 __device__ __forceinline__ float row_factor_at(const RowScale &scale, i32 row, i32 rows) {
   if (scale.sums == nullptr) return 1.f;
   float share[4] = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll 1
   for (i32 part = 0; part < scale.parts; part += 4)
 #pragma unroll
     for (i32 i = 0; i < 4; ++i)

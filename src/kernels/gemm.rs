@@ -440,6 +440,7 @@ impl Kernels {
             [a, b],
             &[("out", out)],
             scale,
+            &[],
         )
     }
 
@@ -481,10 +482,12 @@ impl Kernels {
     ) -> Result<Work> {
         let tensors = [("pre", pre), ("activated", activated)];
         let entry = "gemm_nt_leaky2";
-        self.scaled_product(stream, entry, Orientation::Nt, [a, b], &tensors, scale)
+        self.scaled_product(stream, entry, Orientation::Nt, [a, b], &tensors, scale, &[])
     }
 
-    /// The gradient through the activation: `out = scale (a b) * d leaky(pre)^2 / d pre` by rows.
+    /// The gradient through the activation: `out = scale (a b) * d leaky(pre)^2 / d pre` by rows. `dots`, of one batch: sums of `out pre` by
+    /// rows, f32 `[square_parts(n), m]`.
+    #[allow(clippy::too_many_arguments)] // the operands of one product
     pub fn gemm_dleaky2(
         &self,
         stream: &Stream,
@@ -493,13 +496,68 @@ impl Kernels {
         out: Matrix,
         pre: Matrix,
         scale: Option<RowScale>,
+        dots: Option<DevPtr>,
     ) -> Result<Work> {
         let tensors = [("out", out), ("pre", pre)];
         let entry = "gemm_nn_dleaky2";
-        self.scaled_product(stream, entry, Orientation::Nn, [a, b], &tensors, scale)
+        let checks = Checks(entry);
+        if let Some(dots) = dots {
+            checks.limit(out.batches == 1, || format!("{} batches", out.batches))?;
+            checks.list("dots", dots, 4, &[square_parts(out.columns), out.rows])?;
+        }
+        let dots = address(dots);
+        self.scaled_product(
+            stream,
+            entry,
+            Orientation::Nn,
+            [a, b],
+            &tensors,
+            scale,
+            &[&dots],
+        )
     }
 
-    /// A product that takes a factor for each of its rows. Those of several batches have none.
+    /// The gradient of `x [m, n]` through a product `p = scale x W^T` by rows, its RMSNorm included, for the gradient `a [m, k]` of p, whose rows
+    /// have been multiplied by `scale`: `out = aux + a W - x (a . p) / (n scale / rms)` in bf16; NN, one batch. `dots`: sums of `a p` by rows,
+    /// f32 `[square_parts(k), m]`, as [`Kernels::gemm_dleaky2`] leaves them. `aux` may be `out`.
+    #[allow(clippy::too_many_arguments)] // the operands of one product
+    pub fn gemm_add_norm(
+        &self,
+        stream: &Stream,
+        a: Matrix,
+        weight: Matrix,
+        out: Matrix,
+        aux: Matrix,
+        x: DevPtr,
+        scale: RowScale,
+        dots: DevPtr,
+    ) -> Result<Work> {
+        let entry = "gemm_nn_add_norm_bf16";
+        let checks = Checks(entry);
+        checks.array("x", x, 2, &[out.rows, out.columns])?;
+        checks.limit(scale.d == out.columns, || {
+            format!("a norm over {} of {} columns", scale.d, out.columns)
+        })?;
+        checks.limit(x.address != out.pointer.address, || "x is out".into())?;
+        let parts = square_parts(a.columns);
+        checks.list("dots", dots, 4, &[parts, out.rows])?;
+        let parts = checks.int("parts of dots", parts)?;
+        checks.limit(a.batches == 1, || format!("{} batches", a.batches))?;
+        let scale = RowScale::parameter(Some(scale), checks, out.rows)?;
+        let mut work = self.product(
+            stream,
+            entry,
+            Orientation::Nn,
+            [a, weight],
+            &[("out", out), ("aux", aux)],
+            &[&x, &scale, &dots, &parts],
+        )?;
+        work.bytes += 2 * out.rows * out.columns;
+        Ok(work)
+    }
+
+    /// A product that takes a factor for each of its rows, and what is in `rest`. Those of several batches have none.
+    #[allow(clippy::too_many_arguments)] // the operands of one product
     fn scaled_product(
         &self,
         stream: &Stream,
@@ -508,13 +566,16 @@ impl Kernels {
         operands: [Matrix; 2],
         tensors: &[(&str, Matrix)],
         scale: Option<RowScale>,
+        rest: &[&dyn Parameter],
     ) -> Result<Work> {
         let (checks, [a, _]) = (Checks(entry), operands);
         checks.limit(scale.is_none() || a.batches == 1, || {
             format!("a row scale and {} batches", a.batches)
         })?;
         let scale = RowScale::parameter(scale, checks, a.rows)?;
-        self.product(stream, entry, orientation, operands, tensors, &[&scale])
+        let mut parameters: Vec<&dyn Parameter> = vec![&scale];
+        parameters.extend(rest);
+        self.product(stream, entry, orientation, operands, tensors, &parameters)
     }
 
     /// `partial[split] =` the part of D that comes from the split's range of k, f32 `[batches, splits, m, n]`. One split is D

@@ -211,7 +211,8 @@ impl Network {
         let down = device.matrix(self.layer(self.weights.down, layer), d, hidden);
         let pre = device.matrix(a.pre, n, hidden);
         let norm = self.mlp_norm(device, a, layer);
-        kernels.gemm_dleaky2(stream, dout, down, dpre, pre, Some(norm))?;
+        let dots = device.at(w.dots);
+        kernels.gemm_dleaky2(stream, dout, down, dpre, pre, Some(norm), Some(dots))?;
         let weight = self.unscaled_weight(input, layer, "mlp.proj.weight", |u| u.down);
         let piece = Piece {
             row_begin: 0,
@@ -226,14 +227,6 @@ impl Network {
             device.matrix(a.activated, n, hidden),
             &[piece],
         )?;
-        let up = device.matrix(self.layer(self.weights.up, layer), hidden, d);
-        kernels.gemm(
-            stream,
-            Orientation::Nn,
-            dpre,
-            up,
-            device.matrix(w.d_inner, n, d),
-        )?;
         let piece = Piece {
             row_begin: 0,
             rows: hidden,
@@ -241,17 +234,11 @@ impl Network {
             scale: None,
             accumulate,
         };
-        self.weight_gradient(device, dpre, device.matrix(a.x1, n, d), &[piece])?;
-        kernels.norm_backward(
-            stream,
-            Some(device.at(g)),
-            device.at(a.x1),
-            device.at(w.d_inner),
-            device.at(w.dx1),
-            true,
-            n as u64,
-            d as u64,
-        )?;
+        let x1 = device.matrix(a.x1, n, d);
+        self.weight_gradient(device, dpre, x1, &[piece])?;
+        let up = device.matrix(self.layer(self.weights.up, layer), hidden, d);
+        let dx1 = device.matrix(w.dx1, n, d);
+        kernels.gemm_add_norm(stream, dpre, up, dx1, dout, x1.pointer, norm, dots)?;
         Ok(())
     }
 

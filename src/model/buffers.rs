@@ -137,12 +137,13 @@ pub struct Workspace {
     pub dx: [Tensor; 2],
     pub dx1: Tensor,
     pub dx0: Tensor,
-    /// The gradients of MLP input, z and attention input in turn `[N, d]`; where a norm is before, times its rows' factor.
+    /// The gradients of z and of the normalised attention input, times its rows' factor, in turn `[N, d]`.
     pub d_inner: Tensor,
     /// `[N, d]`
     pub dy: Tensor,
-    /// `[N, F]`
+    /// `[N, F]`, and sums of its product with the pre-activations by rows f32 `[parts, N]`.
     pub dpre: Tensor,
+    pub dots: Tensor,
     /// `[N, C]`
     pub dqkv_ready: Tensor,
     /// `[N, S]`
@@ -374,6 +375,11 @@ impl Workspace {
                 "d mlp before activation",
                 Element::Bf16,
                 &[n, config.hidden],
+            ),
+            dots: reserve(
+                "dots of pre-activations and their gradients",
+                Element::F32,
+                &[square_parts(config.hidden as u64) as usize, n],
             ),
             dqkv_ready: reserve("d qkv ready", Element::Bf16, &[n, config.qkv_columns()]),
             dqkv: reserve("d qkv", Element::Bf16, &[n, config.projected_columns()]),

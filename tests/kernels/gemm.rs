@@ -231,6 +231,7 @@ fn activation_and_its_derivative() {
                     matrix(out.ptr()),
                     matrix(pre.ptr()),
                     None,
+                    None,
                 )
                 .unwrap();
             gpu.wait();

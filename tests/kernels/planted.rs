@@ -154,7 +154,9 @@ impl Product {
             }
         }
         if self.has("_add_") {
-            if self.has("_squares") {
+            if self.has("_norm") {
+                bytes.extend(bf16(device, &mut random, m * n).to_le_bytes());
+            } else if self.has("_squares") {
                 let parts = n.div_ceil(128);
                 bytes.extend(upload(device, &vec![0f32; (parts * m) as usize]).to_le_bytes());
             } else {
@@ -162,13 +164,20 @@ impl Product {
                 bytes.extend(1f32.to_le_bytes());
             }
         }
-        if self.has("_scaled_") || self.has("leaky2") {
+        if self.has("_scaled_") || self.has("leaky2") || self.has("_norm") {
             let sums = upload(device, &vec![1f32; m as usize]);
             bytes.extend(sums.to_le_bytes());
             bytes.extend(1i32.to_le_bytes());
             for factor in [1f32 / 512.0, 1.0, 0.0] {
                 bytes.extend(factor.to_le_bytes());
             }
+        }
+        if self.has("_dleaky2") || self.has("_norm") {
+            let parts = n.div_ceil(128).max(k.div_ceil(128));
+            bytes.extend(upload(device, &vec![1f32; (parts * m) as usize]).to_le_bytes());
+        }
+        if self.has("_norm") {
+            bytes.extend((k.div_ceil(128) as i32).to_le_bytes());
         }
         bytes
     }
@@ -376,6 +385,16 @@ fn gemm_add() {
 #[test]
 fn gemm_add_squares() {
     Product("gemm_nt_add_squares_bf16").check();
+}
+
+#[test]
+fn gemm_add_norm() {
+    Product("gemm_nn_add_norm_bf16").check();
+}
+
+#[test]
+fn gemm_wide_add_norm() {
+    Product("gemm_nn_add_norm_bf16_wide").check();
 }
 
 #[test]

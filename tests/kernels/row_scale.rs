@@ -6,7 +6,9 @@ use birdie::kernels::row_scale::{RowScale, square_parts};
 
 use crate::device::{Buffer, Gpu};
 use crate::gemm::{Case, SHAPES, tiles};
-use crate::numbers::{NORM_EPSILON, Random, assert_bf16, assert_close, assert_f32, bf16};
+use crate::numbers::{
+    NORM_EPSILON, Random, assert_bf16, assert_close, assert_f32, bf16, inverse_rms, norm_gradient,
+};
 
 /// The products' shapes of one batch, and widths that row kernels have: 64 to 2048, with a last part of less than 128 columns.
 fn shapes() -> Vec<[u64; 4]> {
@@ -171,10 +173,29 @@ fn rows_of_products_are_scaled() {
             let (a, b) = (gpu.bf16(&back.a), gpu.bf16(&back.b));
             let (left, right) = back.matrices(&a, &b);
             let out = buffer();
+            let parts = square_parts(n);
+            let dots = gpu.poison(4 * parts * m);
+            let (into, of, left_dots) = (matrix(&out), matrix(&pre), Some(dots.ptr()));
             kernels
-                .gemm_dleaky2(stream, left, right, matrix(&out), matrix(&pre), scale)
+                .gemm_dleaky2(stream, left, right, into, of, scale, left_dots)
                 .unwrap();
             gpu.wait();
+            let gradient = out.read_bf16();
+            for (part, got) in dots.read_f32().chunks_exact(m as usize).enumerate() {
+                for (row, got) in got.iter().enumerate() {
+                    let columns = row * n as usize + 128 * part..(row + 1) * n as usize;
+                    let (mut want, mut size) = (0.0, 0.0);
+                    for c in columns.take(128) {
+                        let product = gradient[c] * p[c];
+                        want += product;
+                        size += product.abs();
+                    }
+                    assert!(
+                        (got - want).abs() <= 1e-5 * size,
+                        "dots {what}: {got}, {want}"
+                    );
+                }
+            }
             let want: Vec<f64> = back
                 .want()
                 .iter()
@@ -182,8 +203,91 @@ fn rows_of_products_are_scaled() {
                 .map(|(d, &p)| d * if p > 0.0 { 2.0 * p } else { 0.5 * p })
                 .collect();
             let want = sums.times(&want, n);
-            assert_rows(&format!("gradient {what}"), &out.read_bf16(), &want, n);
+            assert_rows(&format!("gradient {what}"), &gradient, &want, n);
         }
+    }
+}
+
+/// The gradient of x through `p = s rmsnorm(x) W^T` in f64, from the gradient of p alone.
+#[test]
+fn gradient_through_the_norm_of_a_product() {
+    let gpu = Gpu::new();
+    for (i, shape) in shapes().into_iter().enumerate() {
+        let [_, m, n, k] = shape;
+        // dp' [m, k], W [k, n], x [m, n]; p is what the forward stores.
+        let case = Case::new(800 + i as u64, Orientation::Nn, shape);
+        let mut random = Random::new(820 + i as u64);
+        let (x, aux) = (random.bf16(m * n, 1.5), random.bf16(m * n, 1.0));
+        let columns = |row: usize, width: u64| row * width as usize..(row + 1) * width as usize;
+        let factor = |row: usize| f64::from(FACTOR) * inverse_rms(&x[columns(row, n)]);
+        let mut want = Vec::new();
+        let parts = square_parts(k);
+        let mut dots = vec![0.0; (parts * m) as usize];
+        for row in 0..m as usize {
+            let (x, dp) = (&x[columns(row, n)], &case.a[columns(row, k)]);
+            let e: Vec<f64> = (0..n as usize)
+                .map(|c| {
+                    (0..k as usize)
+                        .map(|j| dp[j] * case.b[j * n as usize + c])
+                        .sum()
+                })
+                .collect();
+            // norm_gradient wants the gradient before its factor 1 / rms.
+            let r = inverse_rms(x);
+            let before: Vec<f64> = e.iter().map(|e| e / r).collect();
+            let gradient = norm_gradient(x, &before);
+            want.extend(
+                gradient
+                    .iter()
+                    .zip(&aux[columns(row, n)])
+                    .map(|(a, b)| a + b),
+            );
+            for (j, dp) in dp.iter().enumerate() {
+                let weight = &case.b[j * n as usize..][..n as usize];
+                let p: f64 = x.iter().zip(weight).map(|(x, w)| x * w).sum();
+                dots[j / 128 * m as usize + row] += dp * bf16(factor(row) * p);
+            }
+        }
+        let squares: Vec<f64> = x
+            .chunks_exact(n as usize)
+            .map(|row| row.iter().map(|x| x * x).sum())
+            .collect();
+        let (xd, aux_d, dots_d, squares_d) = (
+            gpu.bf16(&x),
+            gpu.bf16(&aux),
+            gpu.f32(&dots),
+            gpu.f32(&squares),
+        );
+        let (a, b) = (gpu.bf16(&case.a), gpu.bf16(&case.b));
+        let mut results = Vec::new();
+        for (tile, kernels) in &tiles(&gpu) {
+            let out = gpu.poison(2 * m * n);
+            let matrix = |b: &Buffer| Matrix::new(b.ptr(), m, n);
+            let (left, right) = case.matrices(&a, &b);
+            let scale = RowScale {
+                sums: squares_d.ptr(),
+                parts: 1,
+                d: n,
+                factor: FACTOR,
+            };
+            kernels
+                .gemm_add_norm(
+                    &gpu.stream,
+                    left,
+                    right,
+                    matrix(&out),
+                    matrix(&aux_d),
+                    xd.ptr(),
+                    scale,
+                    dots_d.ptr(),
+                )
+                .unwrap();
+            gpu.wait();
+            let what = format!("{tile:?} {shape:?}");
+            assert_bf16(&what, &out.read_bf16(), &want, 1.5);
+            results.push(out.bytes());
+        }
+        assert!(results[0] == results[1], "{shape:?}: the tile shows");
     }
 }
 
