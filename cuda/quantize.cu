@@ -1,5 +1,5 @@
-// Weights on their way into the products: fake quantisation, the fold of a per-channel scale, the cast to bf16; and the check
-// for non-finite values.
+// Weights on their way into the products: fake quantisation, the fold of a per-channel scale, the cast to bf16; the check
+// for non-finite values. Weights on their way into the artifact are clip_search.cu.
 //
 // 1. Formula, per row r of a weight: w' = w, or with fake quantisation (straight-through, so its gradient is the identity)
 //      s = max(max_c |w[r,c]| / K, 1/K);  w' = clamp(rne(w / s), -K - 1, K) s          (IEEE f32 division; K = 31 for int6, 15 for int5)

@@ -333,6 +333,7 @@ fn plain_row<T>(operation: &Operation<T>) -> Row {
     let Work { flops, bytes } = operation.work;
     let name = names.join(" + ");
     let matrix = name.starts_with("gemm_")
+        || name.starts_with("head_")
         || name.starts_with("attention_forward")
         || name.starts_with("attention_backward");
     Row {

@@ -42,11 +42,7 @@ fn every_operation_of_a_step_is_timed_in_every_state_of_the_cache() {
         seen, launches,
         "each launch of a step is in exactly one row"
     );
-    assert!(
-        score
-            .iter()
-            .any(|row| row.name.starts_with("softcap_score"))
-    );
+    assert!(score.iter().any(|row| row.name.starts_with("head_score")));
     for row in rows.iter().chain(&score) {
         let measured = row.measured.expect("measured");
         for quantiles in [measured.in_step, measured.cold_l2, measured.warm_l2] {

@@ -67,7 +67,12 @@ pub fn run(args: &PackArgs, backend: Backend) -> Result<u8> {
         &online,
         &mut Reporter::console(),
     )?;
-    let tensors = quantize(&loaded.recipe, &weights, &hessians, &mut |_| {})?;
+    let tensors = quantize(
+        &loaded.recipe,
+        &weights,
+        &hessians,
+        &mut |weights, cols, bits| engine.clip_search(weights, cols, bits),
+    )?;
     let (file, _) = encode(&loaded.recipe, &loaded.print_config(), tensors)?;
     write_atomically(&out, &file)?;
     say(&format!("{} weights after step {}", which, progress.step));

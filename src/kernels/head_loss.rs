@@ -1,29 +1,26 @@
-//! Twin of `cuda/head_loss.cu`: softcap and cross-entropy.
+//! Twin of `cuda/head_loss.cu`: the head's product, softcap and cross-entropy.
 
 use anyhow::Result;
 use cust::stream::Stream;
 
-use super::{Checks, DevPtr, Kernels, MOST_VOCABULARY, Work, partial_grid};
+use crate::driver::launch::Parameter;
+use crate::driver::tensor_map::TensorMap;
 
-/// Partial sums of the loss over `rows` rows.
-pub fn loss_partials(rows: u64) -> u32 {
-    partial_grid(rows, 8)
+use super::{Checks, DevPtr, Kernels, Matrix, Work, with_alignment};
+
+/// Columns of a CTA, most CTAs that share a row, and rows that they have at a time.
+const COLUMNS: u64 = 256;
+const MOST_CTAS: u64 = 8;
+const ROWS: u64 = 128;
+
+/// Partial sums of the loss that [`Kernels::head_loss`] leaves.
+pub fn head_partials(rows: u64, vocabulary: u64) -> u64 {
+    rows.div_ceil(ROWS) * ctas(vocabulary) * 2
 }
 
 /// Elements from one row of logits to the next: the vocabulary, rounded up to 16 bytes.
 pub fn logit_pitch(vocabulary: u64) -> u64 {
     vocabulary.next_multiple_of(8)
-}
-
-fn suffix(checks: Checks, vocabulary: u64) -> Result<&'static str> {
-    checks.limit((1..=MOST_VOCABULARY).contains(&vocabulary), || {
-        format!("V = {vocabulary} is not between 1 and {MOST_VOCABULARY}")
-    })?;
-    Ok(match vocabulary {
-        0..=256 => "v256",
-        257..=1024 => "v1024",
-        _ => "v4096",
-    })
 }
 
 /// Softcaps that the kernels serve: no maximum is subtracted from the capped logits.
@@ -35,86 +32,205 @@ pub(super) fn check_softcap(checks: Checks, softcap: f32) -> Result<()> {
     })
 }
 
+/// CTAs that share a row.
+fn ctas(vocabulary: u64) -> u64 {
+    vocabulary
+        .div_ceil(COLUMNS)
+        .next_power_of_two()
+        .min(MOST_CTAS)
+}
+
+/// Dynamic shared memory of the kernels: `HeadShared` in the kernel file.
+pub fn shared_bytes(entry: &str) -> u32 {
+    let ctas = match entry {
+        "head_loss_1" | "head_score_1" => 1,
+        "head_loss_2" | "head_score_2" => 2,
+        "head_loss_4" | "head_score_4" => 4,
+        "head_loss_8" | "head_score_8" => 8,
+        _ => return 0,
+    };
+    with_alignment(4 * (16384 + 32768) + 2 * 8192 + 2 * 2 * ctas * 64 * 4 + 2 * 4 * 4 + 12 * 8)
+}
+
+/// Operands of the head.
+#[derive(Clone, Copy, Debug)]
+pub struct Head {
+    /// `[rows, d]`
+    pub hidden: Matrix,
+    /// `[V, d]`
+    pub table: Matrix,
+    /// `[rows, V]`: receives the gradient of the logits. Scores leave it alone.
+    pub dlogits: Matrix,
+    /// u16 `[rows]`
+    pub targets: DevPtr,
+    /// C of `C tanh(z / C)`.
+    pub softcap: f32,
+}
+
+impl Head {
+    /// Maps of the hidden rows and of the table.
+    fn check(self, checks: Checks) -> Result<(TensorMap, TensorMap)> {
+        let (hidden, table) = (self.hidden, self.table);
+        checks.limit(
+            hidden.columns == table.columns && hidden.batches == 1 && table.batches == 1,
+            || {
+                format!(
+                    "hidden [{}, {}] and table [{}, {}] do not fit together",
+                    hidden.rows, hidden.columns, table.rows, table.columns
+                )
+            },
+        )?;
+        checks.limit(table.rows <= 1 << 16, || {
+            format!("V = {} is beyond u16 targets", table.rows)
+        })?;
+        check_softcap(checks, self.softcap)?;
+        checks.list("targets", self.targets, 2, &[hidden.rows])?;
+        let part = ROWS / ctas(table.rows);
+        Ok((
+            hidden.map(checks, "hidden", part as u32)?,
+            table.map(checks, "table", 128)?,
+        ))
+    }
+
+    /// N, V, d.
+    fn ints(self, checks: Checks) -> Result<(i32, i32, i32)> {
+        Ok((
+            checks.int("N", self.hidden.rows)?,
+            checks.int("V", self.table.rows)?,
+            checks.int("d", self.hidden.columns)?,
+        ))
+    }
+
+    /// What the operation needs at least. NOTE: wide vocabularies take up to twice the products.
+    fn work(self, output_bytes: u64) -> Work {
+        let (n, v, d) = (self.hidden.rows, self.table.rows, self.hidden.columns);
+        Work {
+            flops: n * v * (2 * d + 12),
+            bytes: 2 * d * (n + v) + output_bytes * n * v,
+        }
+    }
+}
+
 impl Kernels {
-    /// Loss of each row summed into `partial` f32 `[loss_partials]`; `logits` bf16 `[rows, V]` in rows of [`logit_pitch`] become their gradient times
-    /// `gradient_scale`. `targets` u16 `[rows]`.
-    #[allow(clippy::too_many_arguments)] // the operands of one operation
-    pub fn softcap_loss(
+    /// Loss of each row, summed into `partial` f32 `[head_partials]` and, if asked, one by one into `losses` f32 `[rows]`; gradient of
+    /// the logits times `gradient_scale`.
+    pub fn head_loss(
         &self,
         stream: &Stream,
-        logits: DevPtr,
-        targets: DevPtr,
+        head: Head,
+        losses: Option<DevPtr>,
         partial: DevPtr,
         gradient_scale: f32,
-        softcap: f32,
-        rows: u64,
-        vocabulary: u64,
     ) -> Result<Work> {
-        let checks = Checks("softcap_loss");
-        let suffix = suffix(checks, vocabulary)?;
-        check_softcap(checks, softcap)?;
-        let grid = loss_partials(rows);
-        let pitch = logit_pitch(vocabulary);
-        checks.array("logits", logits, 2, &[rows, pitch])?;
-        checks.list("targets", targets, 2, &[rows])?;
-        checks.list("partial", partial, 4, &[u64::from(grid)])?;
-        let (n, v, pitch) = (checks.int("N", rows)?, vocabulary as i32, pitch as i32);
-        self.launch(
+        let (rows, vocabulary) = (head.hidden.rows, head.table.rows);
+        let checks = Checks("head_loss");
+        let (map_x, map_table) = head.check(checks)?;
+        checks.limit(
+            (head.dlogits.rows, head.dlogits.columns) == (rows, vocabulary),
+            || format!("dlogits are not [{rows}, {vocabulary}]"),
+        )?;
+        let map_dlogits = head.dlogits.map(checks, "dlogits", 64)?;
+        checks.list("partial", partial, 4, &[head_partials(rows, vocabulary)])?;
+        if let Some(losses) = losses {
+            checks.list("losses", losses, 4, &[rows])?;
+        }
+        let losses = super::address(losses);
+        let (n, v, d) = head.ints(checks)?;
+        self.head_launch(
             stream,
-            &format!("softcap_loss_{suffix}"),
-            [grid, 1, 1],
-            256,
-            0,
+            "head_loss",
+            head,
             &[
-                &logits,
-                &targets,
+                &map_x,
+                &map_table,
+                &map_dlogits,
+                &head.targets,
+                &losses,
                 &partial,
                 &gradient_scale,
-                &softcap,
+                &head.softcap,
                 &n,
                 &v,
-                &pitch,
+                &d,
             ],
         )?;
-        self.done(Work {
-            flops: 12 * rows * vocabulary,
-            bytes: 4 * rows * vocabulary,
-        })
+        self.done(head.work(2))
     }
 
     /// Loss of each row, f32 `[rows]`. With `round_bf16` the capped logits are rounded first.
-    #[allow(clippy::too_many_arguments)] // the operands of one operation
-    pub fn softcap_score(
+    pub fn head_score(
         &self,
         stream: &Stream,
-        logits: DevPtr,
-        targets: DevPtr,
+        head: Head,
         losses: DevPtr,
         round_bf16: bool,
-        softcap: f32,
-        rows: u64,
-        vocabulary: u64,
     ) -> Result<Work> {
-        let checks = Checks("softcap_score");
-        let suffix = suffix(checks, vocabulary)?;
-        check_softcap(checks, softcap)?;
-        let pitch = logit_pitch(vocabulary);
-        checks.array("logits", logits, 2, &[rows, pitch])?;
-        checks.list("targets", targets, 2, &[rows])?;
+        let rows = head.hidden.rows;
+        let checks = Checks("head_score");
+        let (map_x, map_table) = head.check(checks)?;
         checks.list("losses", losses, 4, &[rows])?;
-        let (n, v, pitch) = (checks.int("N", rows)?, vocabulary as i32, pitch as i32);
+        let (n, v, d) = head.ints(checks)?;
         let round = i32::from(round_bf16);
+        self.head_launch(
+            stream,
+            "head_score",
+            head,
+            &[
+                &map_x,
+                &map_table,
+                &head.targets,
+                &losses,
+                &round,
+                &head.softcap,
+                &n,
+                &v,
+                &d,
+            ],
+        )?;
+        self.done(head.work(0))
+    }
+
+    /// `out (+)= factor sum(partial[..count])`.
+    pub fn head_loss_sum(
+        &self,
+        stream: &Stream,
+        partial: DevPtr,
+        count: u64,
+        out: DevPtr,
+        factor: f32,
+        accumulate: bool,
+    ) -> Result<Work> {
+        let checks = Checks("head_loss_sum");
+        checks.list("partial", partial, 4, &[count])?;
+        checks.list("out", out, 4, &[1])?;
+        let (n, accumulate) = (checks.int("count", count)?, i32::from(accumulate));
         self.launch(
             stream,
-            &format!("softcap_score_{suffix}"),
-            [loss_partials(rows), 1, 1],
+            checks.0,
+            [1, 1, 1],
             256,
             0,
-            &[&logits, &targets, &losses, &round, &softcap, &n, &v, &pitch],
+            &[&partial, &n, &out, &factor, &accumulate],
         )?;
         self.done(Work {
-            flops: 6 * rows * vocabulary,
-            bytes: 2 * rows * vocabulary,
+            flops: count,
+            bytes: 4 * count,
         })
+    }
+
+    fn head_launch(
+        &self,
+        stream: &Stream,
+        kind: &str,
+        head: Head,
+        parameters: &[&dyn Parameter],
+    ) -> Result<()> {
+        let ctas = ctas(head.table.rows);
+        let clusters = (u64::from(self.multiprocessors) / ctas)
+            .max(1)
+            .min(head.hidden.rows.div_ceil(ROWS));
+        let entry = format!("{kind}_{ctas}");
+        let grid = [(clusters * ctas) as u32, 1, 1];
+        self.launch(stream, &entry, grid, 384, shared_bytes(&entry), parameters)
     }
 }

@@ -14,6 +14,7 @@ pub mod attention_backward;
 pub mod attention_decode;
 pub mod attention_forward;
 pub mod attention_output;
+pub mod clip_search;
 pub mod embedding;
 pub mod gemm;
 pub mod head_loss;
@@ -98,12 +99,13 @@ pub const MOST_VOCABULARY: u64 = 4096;
 pub const MOST_BUCKETS: u64 = 12_288;
 
 /// The kernel files, in the order in which they are loaded.
-pub const FILES: [&str; 13] = [
+pub const FILES: [&str; 14] = [
     "adam",
     "attention_backward",
     "attention_decode",
     "attention_forward",
     "attention_output",
+    "clip_search",
     "embedding",
     "gemm",
     "head_loss",
@@ -211,7 +213,7 @@ fn dynamic_shared(entry: &str) -> u32 {
     } else if entry.starts_with("attention_backward") {
         attention_backward::SHARED
     } else {
-        0
+        head_loss::shared_bytes(entry)
     }
 }
 

@@ -82,7 +82,7 @@ impl DeviceEngine {
         };
         let (network, device) = (self.network(), self.device());
         network.prepare(device, input.quantizing)?;
-        network.forward(device, &input)?;
+        network.forward_hidden(device, &input)?;
         network.backward(device, &input, 1, false)?;
         self.launch_adaptation(&adapter, inputs)?;
         let clip = self

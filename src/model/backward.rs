@@ -5,7 +5,7 @@
 
 use anyhow::Result;
 
-use super::buffers::{PassActivations, Projected, Unscaled, logit_pitch};
+use super::buffers::{PassActivations, Projected, Unscaled};
 use super::config::{Before, Pass, ValueResidual};
 use super::device::Device;
 use super::forward::Input;
@@ -16,7 +16,7 @@ use crate::kernels::attention_output::{AttentionOutputGradients, attention_outpu
 use crate::kernels::embedding::{Segments, embedding_partials};
 use crate::kernels::flat_grid;
 use crate::kernels::gemm::{self, Orientation, SplitReduce};
-use crate::kernels::head_loss::loss_partials;
+use crate::kernels::head_loss::head_partials;
 use crate::kernels::norm_mix::{MixGradients, row_partials};
 use crate::kernels::qkv::{FirstRole, QkvGradients, ValueMix};
 use crate::kernels::row_scale::RowScale;
@@ -33,7 +33,7 @@ struct Piece {
 }
 
 impl Network {
-    /// Loss and all gradients of a batch that [`Network::forward`] has just seen, for the mean over `micro_steps` batches.
+    /// Loss and all gradients of a batch that [`Network::forward_hidden`] has just seen, for the mean over `micro_steps` batches.
     pub fn backward(
         &self,
         device: &Device,
@@ -56,7 +56,7 @@ impl Network {
         self.embedding_backward(device, input, w.dx[current], accumulate)
     }
 
-    /// From the logits to the gradient of the last residual stream, in `workspace.dx[0]`.
+    /// From the head's hidden rows to the gradient of the last residual stream, in `workspace.dx[0]`.
     fn head_backward(
         &self,
         device: &Device,
@@ -69,21 +69,13 @@ impl Network {
         let (n, d, vocab) = (input.batch.tokens(), config.dim, config.vocab);
         let share = 1.0 / (n * micro_steps) as f32;
         let partial = device.at(w.partial);
-        kernels.softcap_loss(
-            stream,
-            device.at(a.logits),
-            device.at(input.targets),
-            partial,
-            share,
-            config.softcap,
-            n as u64,
-            vocab as u64,
-        )?;
-        let rows = u64::from(loss_partials(n as u64));
+        let operands = self.head(device, input);
+        kernels.head_loss(stream, operands, None, partial, share)?;
+        let count = head_partials(n as u64, vocab as u64);
         let loss = device.at(self.exchange.loss);
-        kernels.column_sum(stream, partial, rows, 1, 0, 1, loss, share, accumulate)?;
+        kernels.head_loss_sum(stream, partial, count, loss, share, accumulate)?;
 
-        let dlogits = device.pitched(a.logits, n, vocab, logit_pitch(vocab));
+        let dlogits = operands.dlogits;
         let head = Piece {
             row_begin: 0,
             rows: vocab,

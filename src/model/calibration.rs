@@ -133,7 +133,7 @@ impl DeviceEngine {
         let at_once = self.sequences_at_once(seq_len) * seq_len;
         for (index, tokens) in tokens.chunks(at_once).enumerate() {
             let input = self.send_evaluation(tokens, tokens, seq_len)?;
-            self.network().forward(self.device(), &input)?;
+            self.network().forward_hidden(self.device(), &input)?;
             self.launch_hessians(&calibration, tokens.len(), index == 0)?;
         }
         let mut hessians = Hessians::new();

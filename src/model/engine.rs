@@ -11,6 +11,7 @@ use cust::memory::LockedBuffer;
 
 use super::adapt::Adapter;
 use super::buffers::Batch;
+use super::clip_search::Searching;
 use super::config::Config;
 use super::device::Device;
 use super::feed::Feed;
@@ -26,6 +27,7 @@ use crate::kernels::qkv::rope_table;
 use crate::kernels::step_values::StepValues;
 use crate::optimizer::Optimizer;
 use crate::quantize::Hessians;
+use crate::quantize::clip_search::Found;
 use crate::recipe::{Recipe, StorageType};
 use crate::train::engine::{
     AdaptInputs, Element, Engine, Logits, NamedTensor, StateTensor, StepInputs, StepOutput, Weights,
@@ -46,6 +48,7 @@ pub struct DeviceEngine {
     /// Sequence length of the rotary table of evaluations.
     score_rope_len: usize,
     pub(super) adapter: Option<Adapter>,
+    pub(super) searching: Searching,
     /// Optimizer updates so far.
     updates: u64,
 }
@@ -55,6 +58,7 @@ pub struct Planned {
     pub network: Network,
     pub optimizer: Optimizer,
     adapter: Option<Adapter>,
+    searching: Searching,
     pub plan: Plan,
 }
 
@@ -71,10 +75,12 @@ pub fn plan_model(config: Config, recipe: &Recipe, ranks: usize) -> Result<Plann
     let adapter = recipe
         .ttt_enabled
         .then(|| Adapter::plan(&network.layout, &mut plan));
+    let searching = Searching::plan(&network.config, &mut plan);
     Ok(Planned {
         network,
         optimizer,
         adapter,
+        searching,
         plan,
     })
 }
@@ -106,6 +112,7 @@ impl DeviceEngine {
             network,
             optimizer,
             adapter,
+            searching,
             plan,
         } = planned;
         let device = Device::new(&plan, what)?;
@@ -119,6 +126,7 @@ impl DeviceEngine {
             device,
             graphs: Some(HashMap::new()),
             adapter,
+            searching,
             score_rope_len: 0,
             updates: 0,
         };
@@ -234,7 +242,7 @@ impl DeviceEngine {
         self.network.prepare(&self.device, quantizing)?;
         for micro_step in 0..micro_steps {
             let input = self.micro_batch(micro_step);
-            self.network.forward(&self.device, &input)?;
+            self.network.forward_hidden(&self.device, &input)?;
             self.network
                 .backward(&self.device, &input, micro_steps, micro_step > 0)?;
         }
@@ -265,7 +273,7 @@ impl DeviceEngine {
         };
         self.send_step_values(&[values; 3])?;
         self.network.prepare(&self.device, input.quantizing)?;
-        self.network.forward(&self.device, &input)?;
+        self.network.forward_hidden(&self.device, &input)?;
         self.launch_scores(&input, Logits::F32)?;
         self.network.backward(&self.device, &input, 1, false)?;
         let losses = self.network.exchange.token_losses;
@@ -281,15 +289,11 @@ impl DeviceEngine {
 
     fn launch_scores(&self, input: &Input, logits: Logits) -> Result<()> {
         let device = &self.device;
-        device.kernels.softcap_score(
+        device.kernels.head_score(
             &device.stream,
-            device.at(self.network.activations.logits),
-            device.at(input.targets),
+            self.network.head(device, input),
             device.at(self.network.exchange.token_losses),
             logits == Logits::Bf16,
-            self.network.config.softcap,
-            input.batch.tokens() as u64,
-            self.network.config.vocab as u64,
         )?;
         Ok(())
     }
@@ -345,7 +349,7 @@ impl DeviceEngine {
             .peekable();
         while let Some((tokens, targets)) = batches.next() {
             let input = self.send_evaluation(tokens, targets, seq_len)?;
-            self.network.forward(&self.device, &input)?;
+            self.network.forward_hidden(&self.device, &input)?;
             for (index, (losses, kind)) in losses.iter_mut().zip(kinds).enumerate() {
                 self.launch_scores(&input, kind)?;
                 if let (0, Some((tokens, targets))) = (index, batches.peek()) {
@@ -630,6 +634,10 @@ impl Engine for DeviceEngine {
         seed: u64,
     ) -> Result<Vec<u16>> {
         self.write_text(sequences, seq_len, temperature, seed)
+    }
+
+    fn clip_search(&mut self, weights: &[f32], cols: usize, bits: u8) -> Result<Found> {
+        self.search_clip(weights, cols, bits)
     }
 
     fn adapt(&mut self, inputs: &AdaptInputs<'_>) -> Result<StepOutput> {

@@ -1,4 +1,4 @@
-//! The forward pass: tokens to logits.
+//! The forward pass: tokens to the hidden rows of the head, and to logits where somebody wants to see them.
 
 use anyhow::Result;
 
@@ -10,6 +10,7 @@ use crate::arena::Tensor;
 use crate::kernels::attention_output::{AttentionOutput, Gate};
 use crate::kernels::embedding::{Bigram, Embedding};
 use crate::kernels::gemm::Orientation;
+use crate::kernels::head_loss::Head;
 use crate::kernels::norm_mix::{Entry, Mix};
 use crate::kernels::qkv::{QkvOperands, ValueEmbedding, ValueMix};
 use crate::kernels::row_scale::{RowScale, square_parts};
@@ -30,6 +31,20 @@ pub struct Input {
 impl Network {
     /// Logits of every token, with all activations kept. The weights must be prepared.
     pub fn forward(&self, device: &Device, input: &Input) -> Result<()> {
+        self.forward_hidden(device, input)?;
+        let head = self.head(device, input);
+        device.kernels.gemm(
+            &device.stream,
+            Orientation::Nt,
+            head.hidden,
+            head.table,
+            head.dlogits,
+        )?;
+        Ok(())
+    }
+
+    /// The same up to the normalised residual stream, which is all that losses and gradients need.
+    pub fn forward_hidden(&self, device: &Device, input: &Input) -> Result<()> {
         let (kernels, stream) = (&device.kernels, &device.stream);
         let (config, activations) = (&self.config, &self.activations);
         let (n, d) = (input.batch.tokens(), config.dim);
@@ -57,19 +72,20 @@ impl Network {
             n as u64,
             d as u64,
         )?;
-        kernels.gemm(
-            stream,
-            Orientation::Nt,
-            device.matrix(activations.final_norm, n, d),
-            device.matrix(self.table("tok_emb.weight"), config.vocab, d),
-            device.pitched(
-                activations.logits,
-                n,
-                config.vocab,
-                logit_pitch(config.vocab),
-            ),
-        )?;
         Ok(())
+    }
+
+    /// The head's operands.
+    pub(super) fn head(&self, device: &Device, input: &Input) -> Head {
+        let (config, a) = (&self.config, &self.activations);
+        let (n, vocab) = (input.batch.tokens(), config.vocab);
+        Head {
+            hidden: device.matrix(a.final_norm, n, config.dim),
+            table: device.matrix(self.table("tok_emb.weight"), vocab, config.dim),
+            dlogits: device.pitched(a.logits, n, vocab, logit_pitch(vocab)),
+            targets: device.at(input.targets),
+            softcap: config.softcap,
+        }
     }
 
     fn pass_forward(

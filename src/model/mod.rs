@@ -4,6 +4,7 @@ mod adapt;
 mod backward;
 pub mod buffers;
 pub mod calibration;
+mod clip_search;
 pub mod config;
 pub mod device;
 pub mod engine;

@@ -20,7 +20,7 @@ use crate::kernels::attention_forward::AttentionShape;
 use crate::kernels::attention_output::attention_output_partials;
 use crate::kernels::embedding::{embedding_partials, segment_chunks};
 use crate::kernels::gemm::{self, Orientation};
-use crate::kernels::head_loss::loss_partials;
+use crate::kernels::head_loss::head_partials;
 use crate::kernels::norm_mix::row_partials;
 use crate::kernels::qkv::qkv_partials;
 use crate::kernels::quantize::{CastWeight, FakeQuantize as When};
@@ -384,7 +384,7 @@ fn sizes(config: &Config, recipe: &Recipe, ranks: usize, layout: &Layout) -> Siz
         largest_shape(&qkv_partials) * (heads + 2),
         largest_shape(&attention_output_partials) * heads,
         u64::from(embedding_partials(n, d)) * d,
-        u64::from(loss_partials(n)),
+        head_partials(n, config.vocab as u64),
         u64::from(flat_grid(table)) * MOST_VALUE_EMBEDDINGS,
     ];
     let mut products = weight_products(config);

@@ -4,6 +4,8 @@
 //! f16(max(clip / limit, 1 / limit)) and the codes are round(w / scale), clamped. The percentile with the smallest mean
 //! squared error over the whole matrix wins, the earlier one at a tie. The floor 1 / limit means that rows with
 //! magnitudes below 1 use only some of the codes; that is part of the published behaviour.
+//!
+//! `cuda/clip_search.cu` does the same on the device, bit by bit: so the order of every sum is part of the definition ([`sum`]).
 
 use super::RowCodes;
 use half::f16;
@@ -77,6 +79,20 @@ pub fn code(weight: f32, scale: f32, limit: f32) -> i8 {
     (weight / scale).round_ties_even().clamp(-limit, limit) as i8
 }
 
+/// A sum as a warp adds: 32 lanes, each every 32nd term, then the lanes as a butterfly.
+fn sum(terms: impl Iterator<Item = f64>) -> f64 {
+    let mut lanes = [0.0; 32];
+    for (index, term) in terms.enumerate() {
+        lanes[index % 32] += term;
+    }
+    for step in [16, 8, 4, 2, 1] {
+        for lane in 0..step {
+            lanes[lane] += lanes[lane + step];
+        }
+    }
+    lanes[0]
+}
+
 /// Searches the percentile of a matrix with rows of `cols`.
 pub fn search(weights: &[f32], cols: usize, bits: u8) -> Found {
     let limit = f32::from(RowCodes::limit(bits));
@@ -84,18 +100,17 @@ pub fn search(weights: &[f32], cols: usize, bits: u8) -> Found {
     let mut errors = Vec::new();
     for (index, scales) in scales(weights, cols, bits).into_iter().enumerate() {
         let mut codes = Vec::with_capacity(weights.len());
-        let mut sum = 0.0;
-        for (row, scale) in weights.chunks_exact(cols).zip(&scales) {
+        let of_rows = weights.chunks_exact(cols).zip(&scales);
+        let of_rows = of_rows.map(|(row, scale)| {
             let scale = scale.to_f32();
-            let mut row_sum = 0.0;
-            for weight in row {
+            sum(row.iter().map(|weight| {
                 let q = code(*weight, scale, limit);
                 codes.push(q);
-                row_sum += f64::from(weight - f32::from(q) * scale).powi(2);
-            }
-            sum += row_sum;
-        }
-        let error = sum / weights.len() as f64;
+                let difference = f64::from(weight - f32::from(q) * scale);
+                difference * difference
+            }))
+        });
+        let error = sum(of_rows) / weights.len() as f64;
         errors.push(error);
         if best.as_ref().is_none_or(|(smallest, ..)| error < *smallest) {
             best = Some((

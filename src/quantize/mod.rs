@@ -15,6 +15,7 @@ use crate::failure::Failure;
 use crate::recipe::{Quantizer, Recipe};
 use crate::train::engine::{Element, NamedTensor};
 use anyhow::Result;
+use clip_search::Found;
 use half::f16;
 use policy::Storage;
 use std::collections::HashMap;
@@ -104,13 +105,16 @@ impl QuantizedTensor {
 /// Hessians of layer inputs by parameter name: `cols * cols` values, row-major.
 pub type Hessians = HashMap<String, Vec<f32>>;
 
+/// Finds the clip percentile and the codes of a matrix: weights, length of its rows, bits.
+pub type Search<'a> = dyn FnMut(&[f32], usize, u8) -> Result<Found> + 'a;
+
 /// Quantizes a model. With `quantizer = "gptq"`, every attention and MLP matrix needs its Hessian.
-/// `progress` hears the name of each parameter as it is done.
+/// `search` is [`clip_search::search`], or gives the same bits.
 pub fn quantize(
     recipe: &Recipe,
     tensors: &[NamedTensor],
     hessians: &Hessians,
-    progress: &mut dyn FnMut(&str),
+    search: &mut Search<'_>,
 ) -> Result<Vec<QuantizedTensor>> {
     let mut quantized = Vec::with_capacity(tensors.len());
     for tensor in tensors {
@@ -129,14 +133,12 @@ pub fn quantize(
             Storage::Low(bits) => {
                 let cols = tensor.shape[1];
                 let rows = match (recipe.quantizer, hessians.get(&tensor.name)) {
-                    (Quantizer::ClipSearch, _) => {
-                        clip_search::search(&tensor.values, cols, bits).codes
-                    }
+                    (Quantizer::ClipSearch, _) => search(&tensor.values, cols, bits)?.codes,
                     (Quantizer::Gptq, Some(hessian)) => {
-                        gptq::quantize(&tensor.values, cols, hessian, bits).map_or_else(
-                            |_| clip_search::search(&tensor.values, cols, bits).codes,
-                            |found| found.codes,
-                        )
+                        match gptq::quantize(&tensor.values, cols, hessian, bits) {
+                            Ok(found) => found.codes,
+                            Err(_) => search(&tensor.values, cols, bits)?.codes,
+                        }
                     }
                     (Quantizer::Gptq, None) => {
                         return Err(Failure::user(
@@ -150,7 +152,6 @@ pub fn quantize(
                 Stored::Rows(rows)
             }
         };
-        progress(&tensor.name);
         quantized.push(QuantizedTensor {
             name: tensor.name.clone(),
             shape: tensor.shape.clone(),

@@ -9,6 +9,7 @@
 
 use crate::failure::Failure;
 use crate::quantize::Hessians;
+use crate::quantize::clip_search::{Found, search};
 use anyhow::Result;
 
 /// Element type of a stored tensor.
@@ -216,6 +217,12 @@ pub trait Engine {
     ) -> Result<Vec<u16>> {
         let _ = (sequences, seq_len, temperature, seed);
         Err(no_calibration())
+    }
+
+    /// The clip search of a matrix with rows of `cols` for codes of 5 or 6 bits, where the engine computes: the same bits as
+    /// [`search`], which serves engines without a device.
+    fn clip_search(&mut self, weights: &[f32], cols: usize, bits: u8) -> Result<Found> {
+        Ok(search(weights, cols, bits))
     }
 
     /// One step of test-time training on the live weights. Optimizer and averages of the training stay as they are; the caller

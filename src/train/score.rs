@@ -189,7 +189,9 @@ pub fn finish(
     let (averaged, weights) = averaged;
     let budget = reporter.phase("quantize and pack", |reporter| {
         let hessians = calibrate(recipe, engine, online, reporter)?;
-        let quantized = quantize(recipe, &weights, &hessians, &mut |_| {})?;
+        let quantized = quantize(recipe, &weights, &hessians, &mut |weights, cols, bits| {
+            engine.clip_search(weights, cols, bits)
+        })?;
         pack(how, quantized, &label, reporter)
     })?;
     let (roundtrip, known) = reporter.phase("roundtrip score", |reporter| {

@@ -1,4 +1,6 @@
-use birdie::kernels::head_loss::{logit_pitch, loss_partials};
+use birdie::kernels::Matrix;
+use birdie::kernels::gemm::Tile;
+use birdie::kernels::head_loss::{Head, head_partials, logit_pitch};
 
 use crate::device::Gpu;
 use crate::numbers::{Random, assert_close, bf16};
@@ -22,112 +24,165 @@ fn reference(row: &[f64], target: usize, cap: f64, round: bool) -> (f64, Vec<f64
     (sum.ln() - used[target], gradient)
 }
 
+/// Multiples of 1/8 up to 1/2: their products and sums are exact in f32, so that both sides round the same logits to bf16.
+fn eighths(random: &mut Random, n: u64) -> Vec<f64> {
+    (0..n)
+        .map(|_| (random.below(9) as f64 - 4.0) / 8.0)
+        .collect()
+}
+
 #[test]
-fn loss_gradient_and_scores() {
+fn product_loss_and_gradient_in_one() {
     let gpu = Gpu::new();
-    for (rows, vocabulary, scale, cap) in [
-        (1u64, 8u64, 1.0, 30.0f32),
-        (300, 256, 5.0, 30.0),
-        (37, 1024, 20.0, 30.0),
-        (9, 2048, 3.0, 30.0),
-        (20, 264, 60.0, 30.0),
-        (5, 1, 2.0, 30.0),
-        (9, 97, 4.0, 15.0),
-        (6, 1023, 8.0, 2.5),
-        (3, 4095, 3.0, 30.0),
-        (7, 513, 90.0, 64.0),
+    // rows, V, d: each cluster size, the smallest, edges, several row blocks per cluster, several sweeps over the columns.
+    for (rows, vocabulary, d, cap) in [
+        (1u64, 1u64, 64u64, 30.0f32),
+        (2, 8, 8, 30.0),
+        (300, 256, 64, 30.0),
+        (200, 77, 72, 15.0),
+        (700, 264, 320, 30.0),
+        (390, 520, 72, 2.5),
+        (257, 1024, 400, 30.0),
+        (130, 1032, 64, 30.0),
+        (70, 2048, 64, 30.0),
+        (40, 2051, 64, 30.0),
+        (140, 4095, 72, 30.0),
+        (9, 4096, 320, 64.0),
+        (3, 8200, 16, 30.0),
     ] {
-        let what = format!("[{rows}, {vocabulary}] x {scale}, cap {cap}");
-        let mut random = Random::new(900 + vocabulary);
-        let (width, pitch) = (vocabulary as usize, logit_pitch(vocabulary) as usize);
-        let logits = random.bf16(rows * pitch as u64, scale);
+        let what = format!("[{rows}, {vocabulary}, {d}], cap {cap}");
+        let mut random = Random::new(950 + vocabulary);
+        let (hidden, table) = (
+            eighths(&mut random, rows * d),
+            eighths(&mut random, vocabulary * d),
+        );
         let targets = random.ids(rows, vocabulary);
-        let (logits_d, targets_d) = (gpu.bf16(&logits), gpu.u16(&targets));
-        let (plain, rounded) = (gpu.poison(4 * rows), gpu.poison(4 * rows));
-        let k = gpu.kernels;
-        k.softcap_score(
+        let (hidden_d, table_d, targets_d) =
+            (gpu.bf16(&hidden), gpu.bf16(&table), gpu.u16(&targets));
+        let pitch = logit_pitch(vocabulary);
+        let dlogits = gpu.poison(2 * rows * pitch);
+        let head = Head {
+            hidden: Matrix::new(hidden_d.ptr(), rows, d),
+            table: Matrix::new(table_d.ptr(), vocabulary, d),
+            dlogits: Matrix {
+                pitch,
+                batch_stride: rows * pitch,
+                ..Matrix::new(dlogits.ptr(), rows, vocabulary)
+            },
+            targets: targets_d.ptr(),
+            softcap: cap,
+        };
+        let count = head_partials(rows, vocabulary);
+        let losses = || gpu.poison(4 * rows);
+        let (with_gradient, plain, rounded) = (losses(), losses(), losses());
+        let (partial, total) = (gpu.poison(4 * count), gpu.f32(&[1.0]));
+        // Fewer multiprocessors than a vocabulary has CTAs, and more than there are rows for.
+        let k = gpu.kernels.with_tile(Tile::Square, 4);
+        k.head_score(&gpu.stream, head, plain.ptr(), false).unwrap();
+        k.head_score(&gpu.stream, head, rounded.ptr(), true)
+            .unwrap();
+        k.head_loss(
             &gpu.stream,
-            logits_d.ptr(),
-            targets_d.ptr(),
-            plain.ptr(),
-            false,
-            cap,
-            rows,
-            vocabulary,
-        )
-        .unwrap();
-        k.softcap_score(
-            &gpu.stream,
-            logits_d.ptr(),
-            targets_d.ptr(),
-            rounded.ptr(),
-            true,
-            cap,
-            rows,
-            vocabulary,
-        )
-        .unwrap();
-        let partial = gpu.poison(4 * u64::from(loss_partials(rows)));
-        k.softcap_loss(
-            &gpu.stream,
-            logits_d.ptr(),
-            targets_d.ptr(),
+            head,
+            Some(with_gradient.ptr()),
             partial.ptr(),
             64.0,
-            cap,
-            rows,
-            vocabulary,
         )
         .unwrap();
+        k.head_loss_sum(&gpu.stream, partial.ptr(), count, total.ptr(), 0.5, true)
+            .unwrap();
         gpu.wait();
 
+        let (v, d) = (vocabulary as usize, d as usize);
+        let logits: Vec<f64> = hidden
+            .chunks_exact(d)
+            .flat_map(|x| {
+                table
+                    .chunks_exact(d)
+                    .map(|w| bf16(x.iter().zip(w).map(|(x, w)| x * w).sum()))
+                    .collect::<Vec<_>>()
+            })
+            .collect();
         let want = |round: bool| -> Vec<(f64, Vec<f64>)> {
             logits
-                .chunks_exact(pitch)
+                .chunks_exact(v)
                 .zip(&targets)
-                .map(|(row, &t)| reference(&row[..width], t as usize, f64::from(cap), round))
+                .map(|(row, &t)| reference(row, t as usize, f64::from(cap), round))
                 .collect()
         };
         let exact = want(false);
-        let losses: Vec<f64> = exact.iter().map(|x| x.0).collect();
+        let wanted: Vec<f64> = exact.iter().map(|x| x.0).collect();
         assert_close(
-            &format!("losses {what}"),
+            &format!("scores {what}"),
             &plain.read_f32(),
-            &losses,
-            1e-4,
+            &wanted,
+            1e-5,
             1e-4,
         );
+        assert_eq!(plain.bytes(), with_gradient.bytes(), "losses {what}");
         let of_rounded: Vec<f64> = want(true).iter().map(|x| x.0).collect();
         // A capped logit that lies on a tie of bf16 may be rounded either way.
         assert_close(
-            &format!("rounded losses {what}"),
+            &format!("rounded scores {what}"),
             &rounded.read_f32(),
             &of_rounded,
             1e-3,
-            0.13,
+            0.07,
         );
-        let sum: f64 = partial.read_f32().iter().sum();
         assert_close(
             &format!("loss {what}"),
-            &[sum],
-            &[losses.iter().sum()],
-            1e-4,
+            &total.read_f32(),
+            &[1.0 + 0.5 * wanted.iter().sum::<f64>()],
+            1e-5,
             1e-3,
         );
+        let got: Vec<f64> = dlogits
+            .read_bf16()
+            .chunks_exact(pitch as usize)
+            .flat_map(|row| row[..v].to_vec())
+            .collect();
         let gradient: Vec<f64> = exact
             .iter()
-            .flat_map(|x| {
-                let mut row: Vec<f64> = x.1.iter().map(|g| 64.0 * g).collect();
-                row.resize(pitch, 0.0);
-                row
-            })
+            .flat_map(|x| x.1.iter().map(|g| 64.0 * g))
             .collect();
-        assert_close(
-            &format!("dlogits {what}"),
-            &logits_d.read_bf16(),
-            &gradient,
-            0.006,
-            1e-3,
-        );
+        assert_close(&format!("dlogits {what}"), &got, &gradient, 0.006, 1e-3);
+        let padding = dlogits.bytes();
+        let untouched = padding
+            .chunks_exact(2 * pitch as usize)
+            .all(|row| row[2 * v..].iter().all(|&b| b == 0xff));
+        assert!(untouched, "{what}: padding was written");
     }
+}
+
+#[test]
+fn the_loss_has_the_same_bits_on_any_device() {
+    let gpu = Gpu::new();
+    let (rows, vocabulary, d) = (700, 512, 64);
+    let mut random = Random::new(970);
+    let (hidden, table) = (
+        gpu.bf16(&random.bf16(rows * d, 1.0)),
+        gpu.bf16(&random.bf16(vocabulary * d, 1.0)),
+    );
+    let targets = gpu.u16(&random.ids(rows, vocabulary));
+    let count = head_partials(rows, vocabulary);
+    let runs: Vec<(Vec<u8>, Vec<u8>)> = [1, 2, 5, 132]
+        .into_iter()
+        .map(|multiprocessors| {
+            let kernels = gpu.kernels.with_tile(Tile::Square, multiprocessors);
+            let (dlogits, partial) = (gpu.poison(2 * rows * vocabulary), gpu.poison(4 * count));
+            let head = Head {
+                hidden: Matrix::new(hidden.ptr(), rows, d),
+                table: Matrix::new(table.ptr(), vocabulary, d),
+                dlogits: Matrix::new(dlogits.ptr(), rows, vocabulary),
+                targets: targets.ptr(),
+                softcap: 30.0,
+            };
+            kernels
+                .head_loss(&gpu.stream, head, None, partial.ptr(), 1.0)
+                .unwrap();
+            gpu.wait();
+            (dlogits.bytes(), partial.bytes())
+        })
+        .collect();
+    assert!(runs.iter().all(|r| *r == runs[0]));
 }

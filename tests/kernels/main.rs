@@ -11,6 +11,7 @@ mod philox;
 mod adam;
 mod attention;
 mod attention_output;
+mod clip_search;
 mod embedding;
 mod gemm;
 mod head_loss;

@@ -459,6 +459,55 @@ fn gemm_symmetric() {
     every_removal_is_found(&Case { grid: 1, ..on_two });
 }
 
+/// Three row blocks for a cluster of two CTAs, each in two sweeps of 512 columns, more k-blocks than stages.
+fn head_parameters(device: &Device) -> Vec<u8> {
+    let (rows, vocabulary, d) = (384u64, 1000u64, 256u64);
+    let mut random = Random::new(3);
+    let hidden = bf16(device, &mut random, rows * d);
+    let table = bf16(device, &mut random, vocabulary * d);
+    let dlogits = bf16(device, &mut random, rows * vocabulary);
+    let targets = upload(device, &random.ids(rows, vocabulary));
+    let losses = upload(device, &vec![0f32; rows as usize]);
+    let partial = upload(device, &[0f32; 12]);
+    let mut bytes = map(hidden, [rows, d], [0, d], 64);
+    bytes.extend(map(table, [vocabulary, d], [0, d], 128));
+    bytes.extend(map(dlogits, [rows, vocabulary], [0, vocabulary], 64));
+    for pointer in [targets, losses, partial] {
+        bytes.extend(pointer.to_le_bytes());
+    }
+    for factor in [1f32, 30.0] {
+        bytes.extend(factor.to_le_bytes());
+    }
+    for size in [rows, vocabulary, d] {
+        bytes.extend((size as i32).to_le_bytes());
+    }
+    bytes
+}
+
+#[test]
+fn head_loss() {
+    let entry = "head_loss_2";
+    every_removal_is_found(&Case {
+        file: "head_loss",
+        entry,
+        grid: 2,
+        cluster: 2,
+        shared: birdie::kernels::head_loss::shared_bytes(entry),
+        parameters: Box::new(head_parameters),
+        // The cluster's last barrier: between a CTA's last release of a stage and the other's exit lie the gradients of a step, further than
+        // any of the schedules lets one fall behind.
+        unfound: &[
+            INIT,
+            LAST_STORE,
+            FENCE,
+            LEAD,
+            ("bar.warp.sync", 1),
+            ("barrier.cluster.arrive.release.aligned;", 1),
+            ("barrier.cluster.wait.acquire.aligned;", 1),
+        ],
+    });
+}
+
 #[test]
 fn attention_forward() {
     every_removal_is_found(&Case {
