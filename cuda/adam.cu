@@ -22,6 +22,7 @@
 // 6. Fences: __syncthreads between the warps' partial sums and their reader.
 //
 // 7. Limits: n % 8 == 0; clip_coefficient: any number of partials, one CTA of 256 threads.
+// 8. Machine code (ptxas 13.0): registers: 24..56, shared: 0..128 bytes
 #include "hopper/numeric.cuh"
 #include "hopper/warp.cuh"
 #include "step_values.cuh"

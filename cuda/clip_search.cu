@@ -26,6 +26,7 @@
 // 6. Fences: __syncthreads in choose, between the errors and their comparison.
 //
 // 7. Limits: columns and rows below 2^31; at most 2^31 weights. CANDIDATES[0] is the smallest: the lowest place is its.
+// 8. Machine code (ptxas 13.0): registers: 27..43, shared: 0..60 bytes
 #include "hopper/numeric.cuh"
 #include "hopper/warp.cuh"
 

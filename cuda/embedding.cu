@@ -28,6 +28,7 @@
 // 7. Limits: d a multiple of 8, at most 2048; keys below 65536; buckets * 4 bytes of dynamic shared memory for the sort (at most
 //    12288 buckets without the opt-in); columns a multiple of 8, at most 2048.
 //    No float atomics: all sums are in a fixed order. Integer atomics only count.
+// 8. Machine code (ptxas 13.0): registers: 16..114, shared: 0..16,384 bytes
 #include "row.cuh"
 
 namespace birdie {

@@ -18,6 +18,7 @@
 // 6. Fences: __syncthreads between the warps' sums of squares and their reader.
 //
 // 7. Limits: n a multiple of 8.
+// 8. Machine code (ptxas 13.0): registers: 31..32, shared: 0..32 bytes
 #include "hopper/numeric.cuh"
 #include "hopper/warp.cuh"
 #include "step_values.cuh"

@@ -26,6 +26,7 @@
 //    that several warps hold.
 //
 // 7. Limits: d a multiple of 8 (of 64 in the engine), at most 2048.
+// 8. Machine code (ptxas 13.0): registers: 26..237, shared: 0..16,384 bytes
 #include "row.cuh"
 
 namespace birdie {

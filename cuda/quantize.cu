@@ -14,6 +14,7 @@
 // 4. Pipeline: none.   5. Floor (predicted): 6 bytes per element at 3.0 TB/s: 2 us per million.   6. Fences: none.
 //
 // 7. Limits: columns and out_batch_stride multiples of 8.
+// 8. Machine code (ptxas 13.0): registers: 22..30, shared: 0 bytes
 #include "hopper/numeric.cuh"
 #include "hopper/warp.cuh"
 #include "step_values.cuh"

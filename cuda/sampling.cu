@@ -14,6 +14,7 @@
 //
 // 7. Limits: V up to 65536, row_stride a multiple of 8. u has 23 bits: it is (k + 1/2) / 2^23, exact in f32, so both logarithms are finite;
 //    the smallest probability that can be drawn is about 2^-24.
+// 8. Machine code (ptxas 13.0): registers: 32, shared: 0 bytes
 #include "hopper/numeric.cuh"
 #include "hopper/warp.cuh"
 

@@ -100,7 +100,7 @@ fn every_row_has_counts_a_bound_and_a_floor() {
     for row in &record.rows {
         let predicted = row.predicted.as_ref().expect("predicted");
         assert!(
-            predicted.bound_us > 0.0 && row.floor_us > 0.0,
+            predicted.bound_us > 0.0 && row.floor_us > Some(0.0),
             "{}",
             row.name
         );

@@ -319,3 +319,65 @@ fn the_reference_of_keys_is_current() {
         "run: birdie recipe --reference > docs/recipe.md"
     );
 }
+
+/// The counts that a program leaves predict what it predicts of itself.
+#[test]
+fn counts_of_a_program_become_a_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str], environment: &[(&str, &str)]| {
+        let output = birdie(folder.path(), arguments, environment);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), text, error)
+    };
+    let micro = ["bench", "micro", "--device", "emu", "--filter", "exp2"];
+    let (code, _, error) = run(&micro, &[("BIRDIE_EMU_COUNT", "counts.json")]);
+    assert_eq!(code, Some(0), "{error}");
+    let counts = ["bench", "counts", "counts.json", "--out", "record.json"];
+    let (code, text, error) = run(&counts, &[]);
+    assert_eq!(code, Some(0), "{error}");
+    let line = |name: &str| {
+        let found = text.lines().find(|line| line.starts_with(name));
+        let found = found.unwrap_or_else(|| panic!("no {name} in {text}"));
+        found
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    // name [grid by threads] launches floor bound by ...
+    let mufu = line("exp2_mufu");
+    assert_eq!(mufu[..5], ["exp2_mufu", "[1x1x1", "by", "128]", "1"]);
+    assert_eq!(mufu[5], "n/a");
+    assert_eq!(mufu[7], "mufu");
+    assert_ne!(line("exp2_fma")[7], "mufu");
+    assert!(text.contains("PREDICTED") && text.contains("2 launches of counts.json"));
+
+    let compare = ["bench", "compare", "record.json", "record.json"];
+    let (code, text, error) = run(&compare, &[]);
+    assert_eq!(code, Some(0), "{error}");
+    assert!(
+        text.contains("ratio 1.000") && !text.contains("only in"),
+        "{text}"
+    );
+
+    let none = ["bench", "counts", "counts.json", "--filter", "gemm"];
+    let (code, _, error) = run(&none, &[]);
+    assert_eq!(code, Some(2));
+    assert!(
+        error.contains("none of 2 launches") && error.contains("hint: "),
+        "{error}"
+    );
+    std::fs::write(folder.path().join("wrong.json"), "{}x").unwrap();
+    let (code, _, error) = run(&["bench", "counts", "wrong.json"], &[]);
+    assert_eq!(code, Some(2));
+    assert!(
+        error.contains("wrong.json") && error.contains("BIRDIE_EMU_COUNT"),
+        "{error}"
+    );
+    let failed = std::fs::read_to_string(folder.path().join("counts.json")).unwrap();
+    let failed = failed.replacen("\"outcome\":\"ok\"", "\"outcome\":\"a race\"", 1);
+    std::fs::write(folder.path().join("failed.json"), failed).unwrap();
+    let (code, _, error) = run(&["bench", "counts", "failed.json"], &[]);
+    assert_eq!(code, Some(2));
+    assert!(error.contains("a race"), "{error}");
+}

@@ -2,6 +2,7 @@
 //
 // One warp per query row and head; the whole row of scores lies in shared memory (t <= 1024), three passes over it: scores, exponentials
 // with their sum, weighted sum of V. Keys and values come from global memory for every row.
+// ptxas 13.0: registers: 79, shared: 4,096 bytes
 #include <cuda_bf16.h>
 
 #include "hopper/types.cuh"

@@ -2,6 +2,7 @@
 //
 // One thread per element of C, 16 x 16 threads per CTA. Every operand comes from global memory for every use.
 // Any m, n, k. What the counters say of each step stands in cuda/README.md.
+// ptxas 13.0: registers: 31, shared: 0 bytes
 #include <cuda_bf16.h>
 
 #include "hopper/types.cuh"

@@ -3,6 +3,7 @@
 // 256 threads compute 64 x 64 of C, 4 x 4 each (rows and columns 16 apart), from tiles of 64 x 16 that are read once per CTA:
 // an operand from global memory serves 64 products instead of one, one from shared memory four.
 // NOTE: rows of 17 floats: the 16 rows that a warp reads of B lie in different banks. A warp that fills two rows meets one bank twice.
+// ptxas 13.0: registers: 64, shared: 8,704 bytes
 #include <cuda_bf16.h>
 
 #include "hopper/types.cuh"

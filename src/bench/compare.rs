@@ -47,16 +47,8 @@ pub fn compare(old: &Record, new: &Record) -> Result<String> {
         Kind::Predicted => "predicted bound",
         Kind::Measured => "p50 in the step",
     };
-    let _ = writeln!(
-        out,
-        "old: {} on {}, recipe {}, {}",
-        old.date, old.device.name, old.recipe, old.step
-    );
-    let _ = writeln!(
-        out,
-        "new: {} on {}, recipe {}, {}",
-        new.date, new.device.name, new.recipe, new.step
-    );
+    let _ = writeln!(out, "old: {}", old.origin());
+    let _ = writeln!(out, "new: {}", new.origin());
     let _ = writeln!(
         out,
         "{:<58} {:>10} {:>10} {:>7}  verdict ({what}, microseconds)",
@@ -135,12 +127,13 @@ mod tests {
         let quantiles = Quantiles { p20, p50, p80 };
         Row {
             name: "k".into(),
+            entry: None,
             sizes: "1 2".into(),
             grid: vec![[1, 1, 1]],
             count: 1,
             flops: 1.0,
             bytes: 1.0,
-            floor_us: 1.0,
+            floor_us: Some(1.0),
             counts: None,
             predicted: None,
             measured: Some(Measured {
@@ -151,6 +144,7 @@ mod tests {
                 tflops: 1.0,
                 gbytes_per_second: 1.0,
                 share_of_floor: 1.0,
+                clocks: None,
             }),
         }
     }

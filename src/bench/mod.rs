@@ -5,7 +5,7 @@
 //! it, and the sum of the rows is the step. A scoring pass is watched too, its rows are not part of the sum.
 //!
 //! * On a **GPU** each launch is timed by a pair of events: as it comes in the step, with a flushed L2, and with its operands just
-//!   used. Medians and the 20 % and 80 % quantiles over the repetitions.
+//!   used. Medians and the 20 % and 80 % quantiles over the repetitions. One more pass reads the clocks around each launch ([`clocks`]).
 //! * On the **emulator** each distinct launch is executed once and counted, whole or as a sample of its clusters, at the recipe's full
 //!   sizes; [`predict`] turns counts into the time that each resource of an H100 is busy at least. Such numbers are called
 //!   predicted, and the record names the model. They are counts of this program, not of hardware.
@@ -13,11 +13,15 @@
 //! Beside each row stands the floor of the operation: its FLOPs at the sustained rate of the tensor cores, or each tensor read and
 //! written once, whichever takes longer ([`machine`]).
 //!
+//! [`counts`] makes the same predictions from the counts of any program that ran on the emulator.
+//!
 //! [`micro`] runs the hand-written microbenchmarks of `ptx/micro/`.
 //!
 //! `record` is the file format, `table` and `compare` print.
 
+pub mod clocks;
 pub mod compare;
+pub mod counts;
 pub mod machine;
 pub mod micro;
 pub mod predict;
@@ -40,9 +44,10 @@ use crate::kernels::observe::observed;
 use crate::model::engine::{DeviceEngine, plan};
 use crate::recipe::Recipe;
 use crate::train::engine::{Engine, Logits, Rates, StepInputs};
+use clocks::{Around, ClockReader};
 use predict::Counts;
 use record::{DeviceFacts, Kind, Measured, Quantiles, Record, Row, Total};
-use watch::{Cache, Counting, Operation, Shape, Timing};
+use watch::{Cache, Clocking, Counting, Operation, Shape, Timing};
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -89,7 +94,8 @@ pub fn kernels(recipe: &Recipe, options: &Options) -> Result<Record> {
             (Kind::Predicted, step, score)
         }
         DriverKind::Cuda => {
-            let (step, score) = bench.measured(options)?;
+            let device = CurrentContext::get_device().map_err(DriverError::from)?;
+            let (step, score) = bench.measured(options, ClockReader::open(&device))?;
             (Kind::Measured, step, score)
         }
     };
@@ -115,10 +121,10 @@ pub fn kernels(recipe: &Recipe, options: &Options) -> Result<Record> {
     Ok(Record {
         program: concat!("birdie ", env!("CARGO_PKG_VERSION")).to_owned(),
         date: utc_now(),
-        device: device_facts(&info)?,
+        device: Some(device_facts(&info)?),
         kind,
         model: Some(machine::MODEL.to_owned()),
-        recipe: recipe.name.clone(),
+        recipe: Some(recipe.name.clone()),
         step: format!(
             "{} x {} x {} tokens on 1 of {ranks} devices, {} layers of width {}",
             bench.micro_steps,
@@ -147,9 +153,9 @@ fn total(step: &[Row]) -> Total {
     };
     Total {
         ms: sum(Row::us),
-        floor_ms: sum(|row| row.floor_us),
-        goal_ms: machine::STEP_GOAL_MS,
-        plan_floor_ms: machine::STEP_FLOOR_MS,
+        floor_ms: Some(sum(|row| row.floor_us.unwrap_or(0.0))),
+        goal_ms: Some(machine::STEP_GOAL_MS),
+        plan_floor_ms: Some(machine::STEP_FLOOR_MS),
         launches: step
             .iter()
             .map(|row| row.count * row.grid.len() as u32)
@@ -192,7 +198,11 @@ impl Bench<'_> {
     }
 
     /// Times the step and a scoring pass in every state of the cache; rows hold medians over everything that is the same work.
-    pub(crate) fn measured(&mut self, options: &Options) -> Result<(Vec<Row>, Vec<Row>)> {
+    pub(crate) fn measured(
+        &mut self,
+        options: &Options,
+        clocks: Option<ClockReader>,
+    ) -> Result<(Vec<Row>, Vec<Row>)> {
         // Loads, first touches and clocks settle.
         for _ in 0..2 {
             self.step()?;
@@ -207,6 +217,10 @@ impl Bench<'_> {
             }
             runs.push([steps, scores]);
         }
+        let clocks = match clocks {
+            Some(reader) => self.clocked(reader)?,
+            None => Vec::new(),
+        };
         let repetitions = options.repetitions.max(1);
         let rows = |which: usize| {
             let [in_step, cold, warm] = [0, 1, 2].map(|cache: usize| &runs[cache][which]);
@@ -229,7 +243,8 @@ impl Bench<'_> {
                     repetitions,
                     tflops: row.flops / quantiles.p50 / 1e6,
                     gbytes_per_second: row.bytes / quantiles.p50 / 1e3,
-                    share_of_floor: row.floor_us / quantiles.p50,
+                    share_of_floor: row.floor_us.unwrap_or(0.0) / quantiles.p50,
+                    clocks: lowest(&clocks, &key),
                 });
                 row
             })
@@ -253,6 +268,17 @@ impl Bench<'_> {
         CurrentContext::synchronize().map_err(DriverError::from)?;
         let timing = timing.borrow();
         timing.microseconds()
+    }
+
+    /// The clocks around every launch of a step and a scoring pass.
+    fn clocked(&mut self, reader: ClockReader) -> Result<Vec<Operation<Option<Around>>>> {
+        let clocking = Rc::new(RefCell::new(Clocking::new(reader)));
+        observed(clocking.clone(), || {
+            self.step()?;
+            self.score()
+        })?;
+        let operations = std::mem::take(&mut clocking.borrow_mut().sequence.operations);
+        Ok(operations)
     }
 
     fn tokens(&self, count: usize) -> (Vec<u16>, Vec<u16>) {
@@ -299,6 +325,16 @@ impl Bench<'_> {
     }
 }
 
+/// The lowest clocks around the launches of the operations that are this row.
+fn lowest(operations: &[Operation<Option<Around>>], key: &[&Shape]) -> Option<Around> {
+    operations
+        .iter()
+        .filter(|operation| key_of(operation) == key)
+        .flat_map(|operation| &operation.launches)
+        .filter_map(|(_, around)| *around)
+        .reduce(Around::lowest)
+}
+
 /// What makes two operations one row.
 fn key_of<T>(operation: &Operation<T>) -> Vec<&Shape> {
     operation.launches.iter().map(|launch| &launch.0).collect()
@@ -337,7 +373,8 @@ fn plain_row<T>(operation: &Operation<T>) -> Row {
         || name.starts_with("attention_forward")
         || name.starts_with("attention_backward");
     Row {
-        floor_us: machine::floor_us(flops as f64, bytes as f64, matrix),
+        floor_us: Some(machine::floor_us(flops as f64, bytes as f64, matrix)),
+        entry: None,
         name,
         sizes: operation.launches[0].0.sizes(),
         grid: operation

@@ -12,6 +12,8 @@
 
 use std::collections::BTreeMap;
 
+use birdie_emulator::counters::Count;
+use birdie_emulator::counters::record::Record;
 use birdie_emulator::driver::Counted;
 use serde::{Deserialize, Serialize};
 
@@ -60,9 +62,37 @@ impl Counts {
             executed: 1.0 / factor,
             ..Counts::default()
         };
-        for (class, count) in &launch.by_class {
+        c.classes(
+            launch.by_class.iter().map(|(class, count)| (*class, count)),
+            factor,
+        );
+        c.products(&launch.by_opcode, factor);
+        if launch.executed == launch.clusters {
+            c.hbm_bytes = (launch.distinct_bytes_read + launch.distinct_bytes_written) as f64;
+        }
+        c
+    }
+
+    /// Counts of one launch from the emulator's file: of a whole grid.
+    pub fn of_record(launch: &Record) -> Counts {
+        let mut c = Counts {
+            ctas: launch.grid.iter().map(|&n| f64::from(n)).product(),
+            executed: 1.0,
+            hbm_bytes: (launch.distinct_bytes_read + launch.distinct_bytes_written) as f64,
+            ..Counts::default()
+        };
+        let classes = launch.by_class.iter();
+        c.classes(classes.map(|(class, count)| (class.as_str(), count)), 1.0);
+        c.products(&launch.by_opcode, 1.0);
+        c
+    }
+
+    /// Adds what was counted by class of instruction, `factor` times.
+    fn classes<'a>(&mut self, by_class: impl Iterator<Item = (&'a str, &'a Count)>, factor: f64) {
+        let c = self;
+        for (class, count) in by_class {
             let warps = count.warps as f64 * factor;
-            match *class {
+            match class {
                 "mufu" => c.mufu += warps,
                 "float" => c.fp32 += warps,
                 "half" => c.half += warps,
@@ -75,50 +105,62 @@ impl Counts {
                 "fence" => c.fences += warps,
                 _ => {}
             }
-            if !matches!(*class, "move" | "load_param") {
+            if !matches!(class, "move" | "load_param") {
                 c.issued += warps;
             }
             c.tensor_flops += count.tensor_flops as f64 * factor;
             c.shared_passes += count.wavefronts as f64 * factor;
             c.shared_conflicts += count.conflicts as f64 * factor;
             // Parameters lie in the constant bank of a device.
-            if *class != "load_param" {
+            if class != "load_param" {
                 c.l2_bytes += 32.0 * count.sectors as f64 * factor;
             }
         }
-        for (opcode, count) in &launch.by_opcode {
+    }
+
+    /// Adds the cycles of the tensor cores.
+    fn products(&mut self, by_opcode: &BTreeMap<String, Count>, factor: f64) {
+        for (opcode, count) in by_opcode {
             if opcode.starts_with("wgmma.mma_async") {
-                c.wgmma_cycles += count.tensor_flops as f64 * factor / rate_per_cycle(opcode);
+                self.wgmma_cycles += count.tensor_flops as f64 * factor / rate_per_cycle(opcode);
             }
         }
-        if launch.executed == launch.clusters {
-            c.hbm_bytes = (launch.distinct_bytes_read + launch.distinct_bytes_written) as f64;
+    }
+
+    /// Work and bytes divided by a number of launches: their mean.
+    pub fn divide(&mut self, by: f64) {
+        for amount in self.amounts() {
+            *amount /= by;
         }
-        c
+    }
+
+    /// All that adds up over launches.
+    fn amounts(&mut self) -> [&mut f64; 17] {
+        [
+            &mut self.tensor_flops,
+            &mut self.wgmma_cycles,
+            &mut self.mufu,
+            &mut self.fp32,
+            &mut self.half,
+            &mut self.double,
+            &mut self.integer,
+            &mut self.convert,
+            &mut self.exchange,
+            &mut self.barriers,
+            &mut self.mbarriers,
+            &mut self.fences,
+            &mut self.issued,
+            &mut self.shared_passes,
+            &mut self.shared_conflicts,
+            &mut self.l2_bytes,
+            &mut self.hbm_bytes,
+        ]
     }
 
     /// Adds another launch of the same operation.
     pub fn add(&mut self, o: &Counts) {
-        for (a, b) in [
-            (&mut self.tensor_flops, o.tensor_flops),
-            (&mut self.wgmma_cycles, o.wgmma_cycles),
-            (&mut self.mufu, o.mufu),
-            (&mut self.fp32, o.fp32),
-            (&mut self.half, o.half),
-            (&mut self.double, o.double),
-            (&mut self.integer, o.integer),
-            (&mut self.convert, o.convert),
-            (&mut self.exchange, o.exchange),
-            (&mut self.barriers, o.barriers),
-            (&mut self.mbarriers, o.mbarriers),
-            (&mut self.fences, o.fences),
-            (&mut self.issued, o.issued),
-            (&mut self.shared_passes, o.shared_passes),
-            (&mut self.shared_conflicts, o.shared_conflicts),
-            (&mut self.l2_bytes, o.l2_bytes),
-            (&mut self.hbm_bytes, o.hbm_bytes),
-        ] {
-            *a += b;
+        for (sum, more) in self.amounts().into_iter().zip(o.clone().amounts()) {
+            *sum += *more;
         }
         self.ctas = self.ctas.max(o.ctas);
         self.executed = self.executed.min(o.executed);

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::clocks::Around;
 use super::predict::{Counts, Predicted};
 use crate::failure::Failure;
 use anyhow::Result;
@@ -14,12 +15,14 @@ pub struct Record {
     pub program: String,
     /// UTC, `2026-11-22T01:40:07Z`.
     pub date: String,
-    pub device: DeviceFacts,
+    /// Absent where only counts were read, which do not say.
+    pub device: Option<DeviceFacts>,
     /// Whether `rows` hold times of a GPU or counts of the emulator.
     pub kind: Kind,
     /// The model behind every predicted number; absent where all are measured.
     pub model: Option<String>,
-    pub recipe: String,
+    /// Absent where a program other than birdie was counted.
+    pub recipe: Option<String>,
     /// What one step was: `48 x 2048 tokens on 1 of 8 devices, 11 layers`.
     pub step: String,
     pub rows: Vec<Row>,
@@ -44,7 +47,7 @@ pub struct DeviceFacts {
     pub driver_kind: String,
     pub driver: String,
     pub multiprocessors: u32,
-    /// The largest clocks; the driver API does not tell the current ones.
+    /// The largest clocks; the current ones are in the rows that were measured.
     pub max_clock_khz: u32,
     pub max_memory_clock_khz: u32,
     pub l2_bytes: u32,
@@ -56,16 +59,19 @@ pub struct DeviceFacts {
 pub struct Row {
     /// Entry points, joined by ` + ` where the operation has several launches.
     pub name: String,
-    /// 32-bit sizes among the parameters, in their order.
+    /// The whole name where `name` is a part of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entry: Option<String>,
+    /// 32-bit sizes among the parameters, in their order; of another program the grid and the threads of a CTA.
     pub sizes: String,
     pub grid: Vec<[u32; 3]>,
     /// How often the step does it.
     pub count: u32,
-    /// At least so much must be computed and moved.
+    /// At least so much must be computed and moved; 0 where that is not known.
     pub flops: f64,
     pub bytes: f64,
     /// Predicted: the time that this takes at least.
-    pub floor_us: f64,
+    pub floor_us: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub counts: Option<Counts>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -123,6 +129,9 @@ pub struct Measured {
     pub gbytes_per_second: f64,
     /// Of the predicted floor, at the median in the step.
     pub share_of_floor: f64,
+    /// Around the kernel, the lowest seen; in a pass of its own, as it comes in the step. Absent where the device does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clocks: Option<Around>,
 }
 
 /// Sums over one step.
@@ -131,14 +140,23 @@ pub struct Total {
     /// Measured or predicted, as the record's kind says.
     pub ms: f64,
     /// Predicted: the floors of these operations, without further fusion.
-    pub floor_ms: f64,
+    pub floor_ms: Option<f64>,
     /// The goal, and the floor of the plan with all its fusions.
-    pub goal_ms: f64,
-    pub plan_floor_ms: f64,
+    pub goal_ms: Option<f64>,
+    pub plan_floor_ms: Option<f64>,
     pub launches: u32,
 }
 
 impl Record {
+    /// Where and of what: for the first line of a table.
+    pub fn origin(&self) -> String {
+        let device = self.device.as_ref().map_or("counts", |device| &device.name);
+        match &self.recipe {
+            Some(recipe) => format!("{} on {device}, recipe {recipe}, {}", self.date, self.step),
+            None => format!("{} on {device}, {}", self.date, self.step),
+        }
+    }
+
     pub fn write(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self)? + "\n";
         std::fs::write(path, text).map_err(|error| {
@@ -151,7 +169,7 @@ impl Record {
             Failure::user(
                 path.display(),
                 why,
-                "a record is what `birdie bench kernels --out FILE` writes",
+                "a record is what `birdie bench kernels --out FILE` or `bench counts --out FILE` writes",
             )
         };
         let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;

@@ -2,30 +2,27 @@
 
 use std::fmt::Write as _;
 
+use super::clocks::Around;
 use super::machine::Resource;
-use super::record::{Kind, Record, Row};
+use super::record::{DeviceFacts, Kind, Record, Row};
 
 /// The whole record: a line of facts, a table of rows, the sum of the step.
 pub fn report(record: &Record) -> String {
     let mut out = String::new();
-    let d = &record.device;
-    let _ = writeln!(out, "recipe {}: {}", record.recipe, record.step);
-    let _ = writeln!(
-        out,
-        "device {} ({}, driver {}), {} SMs, at most {} MHz, memory {} MHz, L2 {} MiB; current clocks are not told by the driver API",
-        d.name,
-        d.driver_kind,
-        d.driver,
-        d.multiprocessors,
-        d.max_clock_khz / 1000,
-        d.max_memory_clock_khz / 1000,
-        d.l2_bytes >> 20
-    );
+    let _ = match &record.recipe {
+        Some(recipe) => writeln!(out, "recipe {recipe}: {}", record.step),
+        None => writeln!(out, "{}", record.step),
+    };
+    if let Some(d) = &record.device {
+        device(&mut out, d);
+    }
     match record.kind {
         Kind::Predicted => predicted(&mut out, record),
         Kind::Measured => measured(&mut out, record),
     }
-    by_name(&mut out, record);
+    if record.recipe.is_some() {
+        by_name(&mut out, record);
+    }
     total(&mut out, record);
     if !record.not_launched.is_empty() {
         let _ = writeln!(
@@ -35,6 +32,31 @@ pub fn report(record: &Record) -> String {
         );
     }
     out
+}
+
+fn device(out: &mut String, d: &DeviceFacts) {
+    let _ = writeln!(
+        out,
+        "device {} ({}, driver {}), {} SMs, at most {} MHz, memory {} MHz, L2 {} MiB",
+        d.name,
+        d.driver_kind,
+        d.driver,
+        d.multiprocessors,
+        d.max_clock_khz / 1000,
+        d.max_memory_clock_khz / 1000,
+        d.l2_bytes >> 20
+    );
+}
+
+/// A number with one digit after the point, or that it is not known.
+fn known(number: Option<f64>) -> String {
+    number.map_or("n/a".to_owned(), |number| format!("{number:.1}"))
+}
+
+fn clocks(around: Option<Around>) -> String {
+    around.map_or("not told".to_owned(), |Around { before, after }| {
+        format!("{} {} {}", before.sm_mhz, after.sm_mhz, after.memory_mhz)
+    })
 }
 
 fn predicted(out: &mut String, record: &Record) {
@@ -58,10 +80,10 @@ fn predicted(out: &mut String, record: &Record) {
         };
         let _ = write!(
             out,
-            "{:<58} {:>3} {:>8.1} {:>8.1}  {:<7}",
+            "{:<58} {:>3} {:>8} {:>8.1}  {:<7}",
             label(row),
             row.count,
-            row.floor_us,
+            known(row.floor_us),
             p.bound_us,
             p.bound.name()
         );
@@ -81,11 +103,11 @@ fn predicted(out: &mut String, record: &Record) {
 fn measured(out: &mut String, record: &Record) {
     let _ = writeln!(
         out,
-        "microseconds by events; p50 in the step, [p20 p80]; cold: L2 flushed before; warm: just run with the same operands; floor: predicted"
+        "microseconds by events; p50 in the step, [p20 p80]; cold: L2 flushed before; warm: just run with the same operands; floor: predicted; MHz of the SMs before and after, of memory after, by NVML"
     );
     let _ = writeln!(
         out,
-        "{:<58} {:>3} {:>8} {:>9} {:>19} {:>9} {:>9} {:>8} {:>8} {:>7}",
+        "{:<58} {:>3} {:>8} {:>9} {:>19} {:>9} {:>9} {:>8} {:>8} {:>7}  {}",
         "operation [sizes]",
         "n",
         "floor",
@@ -95,16 +117,17 @@ fn measured(out: &mut String, record: &Record) {
         "warm",
         "TFLOP/s",
         "GB/s",
-        "share"
+        "share",
+        "clocks"
     );
     for row in &record.rows {
         let Some(m) = &row.measured else { continue };
         let _ = writeln!(
             out,
-            "{:<58} {:>3} {:>8.1} {:>9.1} [{:>8.1} {:>8.1}] {:>9.1} {:>9.1} {:>8.1} {:>8.1} {:>6.1}%",
+            "{:<58} {:>3} {:>8} {:>9.1} [{:>8.1} {:>8.1}] {:>9.1} {:>9.1} {:>8.1} {:>8.1} {:>6.1}%  {}",
             label(row),
             row.count,
-            row.floor_us,
+            known(row.floor_us),
             m.in_step.p50,
             m.in_step.p20,
             m.in_step.p80,
@@ -112,7 +135,8 @@ fn measured(out: &mut String, record: &Record) {
             m.warm_l2.p50,
             m.tflops,
             m.gbytes_per_second,
-            100.0 * m.share_of_floor
+            100.0 * m.share_of_floor,
+            clocks(m.clocks)
         );
     }
 }
@@ -122,7 +146,7 @@ fn by_name(out: &mut String, record: &Record) {
     struct Sum<'a> {
         name: &'a str,
         operations: u32,
-        floor_ms: f64,
+        floor_ms: Option<f64>,
         ms: f64,
     }
     let mut sums: Vec<Sum<'_>> = Vec::new();
@@ -134,14 +158,17 @@ fn by_name(out: &mut String, record: &Record) {
                 sums.push(Sum {
                     name: &row.name,
                     operations: 0,
-                    floor_ms: 0.0,
+                    floor_ms: Some(0.0),
                     ms: 0.0,
                 });
                 sums.len() - 1
             });
         let (sum, count) = (&mut sums[at], f64::from(row.count));
         sum.operations += row.count;
-        sum.floor_ms += count * row.floor_us / 1e3;
+        sum.floor_ms = sum
+            .floor_ms
+            .zip(row.floor_us)
+            .map(|(sum, us)| sum + count * us / 1e3);
         sum.ms += count * row.us() / 1e3;
     }
     sums.retain(|sum| sum.operations > 0);
@@ -158,8 +185,12 @@ fn by_name(out: &mut String, record: &Record) {
     for sum in &sums {
         let _ = writeln!(
             out,
-            "{:<74} {:>5} {:>9.3} {:>9.3}",
-            sum.name, sum.operations, sum.floor_ms, sum.ms
+            "{:<74} {:>5} {:>9} {:>9.3}",
+            sum.name,
+            sum.operations,
+            sum.floor_ms
+                .map_or("n/a".to_owned(), |ms| format!("{ms:.3}")),
+            sum.ms
         );
     }
 }
@@ -170,15 +201,23 @@ fn total(out: &mut String, record: &Record) {
         Kind::Predicted => "predicted bound",
         Kind::Measured => "measured",
     };
+    let (Some(floor), Some(goal), Some(plan_floor)) = (t.floor_ms, t.goal_ms, t.plan_floor_ms)
+    else {
+        let _ = writeln!(
+            out,
+            "in all: {word} {:.3} ms in {} launches; what they must do at least is not known",
+            t.ms, t.launches
+        );
+        return;
+    };
     let _ = writeln!(
         out,
-        "step: {word} {:.2} ms in {} launches; floor of these operations {:.2} ms (predicted)",
-        t.ms, t.launches, t.floor_ms
+        "step: {word} {:.2} ms in {} launches; floor of these operations {floor:.2} ms (predicted)",
+        t.ms, t.launches
     );
     let _ = writeln!(
         out,
-        "goal {:.1} ms and floor {:.1} ms hold for the step of recipe 1072 on one of 8 devices with all fusions of the plan, its Muon divided by 8 and its communication included",
-        t.goal_ms, t.plan_floor_ms
+        "goal {goal:.1} ms and floor {plan_floor:.1} ms hold for the step of recipe 1072 on one of 8 devices with all fusions of the plan, its Muon divided by 8 and its communication included"
     );
 }
 

@@ -1,5 +1,6 @@
 //! The measuring path, which a GPU runs, driven on the emulator: what it measures there means nothing, but every row must come out.
 
+use super::clocks::fake::{MEMORY_MHZ, PLACE};
 use super::watch::Cache;
 use super::{Bench, Options, small};
 use crate::driver::{self, DeviceChoice};
@@ -29,7 +30,9 @@ fn every_operation_of_a_step_is_timed_in_every_state_of_the_cache() {
         sample: 1,
         repetitions: 2,
     };
-    let (rows, score) = bench.measured(&options).expect("rows");
+    let (rows, score) = bench
+        .measured(&options, super::clocks::fake::reader(PLACE))
+        .expect("rows");
     let launches: usize = in_step
         .iter()
         .map(|operation| operation.launches.len())
@@ -49,6 +52,9 @@ fn every_operation_of_a_step_is_timed_in_every_state_of_the_cache() {
             assert!(quantiles.p20 <= quantiles.p50 && quantiles.p50 <= quantiles.p80);
             assert!(quantiles.p50 > 0.0, "{}", row.name);
         }
-        assert!(row.floor_us > 0.0 && row.bytes > 0.0, "{}", row.name);
+        let clocks = measured.clocks.expect("told for every row");
+        assert!(clocks.after.sm_mhz < clocks.before.sm_mhz, "{}", row.name);
+        assert_eq!(clocks.after.memory_mhz, MEMORY_MHZ);
+        assert!(row.floor_us > Some(0.0) && row.bytes > 0.0, "{}", row.name);
     }
 }

@@ -1,4 +1,4 @@
-//! The two observers of a step: one counts on the emulator, one measures on a GPU.
+//! The observers of a step: one counts on the emulator, one measures on a GPU, one reads the clocks of a GPU.
 
 use std::collections::HashMap;
 
@@ -7,6 +7,7 @@ use birdie_emulator::driver as emulator;
 use cust::event::{Event, EventFlags};
 use cust::memory::DeviceBuffer;
 
+use super::clocks::{Around, ClockReader};
 use super::predict::Counts;
 use crate::driver::DriverError;
 use crate::kernels::Work;
@@ -165,6 +166,39 @@ impl Observer for Counting {
         let counts = Counts::of(counted);
         self.known.insert(shape.clone(), counts.clone());
         self.sequence.launched(shape, counts);
+        Ok(())
+    }
+
+    fn done(&mut self, work: Work) {
+        self.sequence.done(work);
+    }
+}
+
+/// Reads the clocks around every launch, of which none is timed: the stream is waited for before and after each.
+pub struct Clocking {
+    pub sequence: Sequence<Option<Around>>,
+    reader: ClockReader,
+}
+
+impl Clocking {
+    pub fn new(reader: ClockReader) -> Self {
+        Self {
+            sequence: Sequence::default(),
+            reader,
+        }
+    }
+}
+
+impl Observer for Clocking {
+    fn launch(&mut self, seen: &Seen<'_>, go: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        seen.stream.synchronize().map_err(DriverError::from)?;
+        let before = self.reader.now();
+        go()?;
+        seen.stream.synchronize().map_err(DriverError::from)?;
+        let after = self.reader.now();
+        let around = before.zip(after);
+        let around = around.map(|(before, after)| Around { before, after });
+        self.sequence.launched(Shape::of(seen), around);
         Ok(())
     }
 

@@ -22,7 +22,9 @@ enum What {
     Kernels(KernelArgs),
     /// Hand-written microbenchmarks of the machine: wgmma, exp2, shared memory, copies, barriers.
     Micro(MicroArgs),
-    /// Two records of `bench kernels --out`, row by row.
+    /// The same predictions for any program that ran on the emulator with BIRDIE_EMU_COUNT=FILE.
+    Counts(CountsArgs),
+    /// Two records of `bench kernels --out` or `bench counts --out`, row by row.
     Compare { old: PathBuf, new: PathBuf },
 }
 
@@ -61,6 +63,19 @@ struct KernelArgs {
 }
 
 #[derive(Args)]
+struct CountsArgs {
+    /// Files or folders that BIRDIE_EMU_COUNT named.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// Only kernels whose (mangled) name contains this.
+    #[arg(long)]
+    filter: Option<String>,
+    /// Write the record as JSON.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Args)]
 struct MicroArgs {
     #[command(flatten)]
     device: DeviceArgs,
@@ -76,6 +91,14 @@ pub(super) fn run(args: &BenchArgs, backend: Backend) -> Result<u8> {
     match &args.what {
         What::Kernels(args) => kernels(args, backend),
         What::Micro(args) => micro(args, backend),
+        What::Counts(args) => {
+            let record = bench::counts::read(&args.files, args.filter.as_deref())?;
+            say(table::report(&record).trim_end());
+            if let Some(path) = &args.out {
+                record.write(path)?;
+            }
+            Ok(0)
+        }
         What::Compare { old, new } => {
             let (old, new) = (Record::read(old)?, Record::read(new)?);
             say(compare::compare(&old, &new)?.trim_end());
@@ -93,8 +116,8 @@ const EMULATOR: [(&str, &str); 3] = [
 ];
 
 /// Opens the device; an emulator that counts.
-fn open(device: &DeviceArgs, backend: Backend) -> Result<String> {
-    for (name, value) in EMULATOR {
+fn open(device: &DeviceArgs, backend: Backend, set: &[(&str, &str)]) -> Result<String> {
+    for (name, value) in set {
         // SAFETY: no other thread of the program exists yet: devices are opened first.
         unsafe { std::env::set_var(name, value) };
     }
@@ -102,7 +125,14 @@ fn open(device: &DeviceArgs, backend: Backend) -> Result<String> {
 }
 
 fn micro(args: &MicroArgs, backend: Backend) -> Result<u8> {
-    say(&open(&args.device, backend)?);
+    // Every launch is executed whole: its counts may go to a file as well.
+    let named =
+        std::env::var_os(EMULATOR[0].0).is_some_and(|value| !value.is_empty() && value != "0");
+    say(&open(
+        &args.device,
+        backend,
+        &EMULATOR[usize::from(named)..],
+    )?);
     let lines = bench::micro::run(args.filter.as_deref())?;
     say(bench::micro::report(&lines).trim_end());
     if let Some(path) = &args.out {
@@ -115,7 +145,7 @@ fn micro(args: &MicroArgs, backend: Backend) -> Result<u8> {
 }
 
 fn kernels(args: &KernelArgs, backend: Backend) -> Result<u8> {
-    say(&open(&args.device, backend)?);
+    say(&open(&args.device, backend, &EMULATOR)?);
     let mut recipe = recipe::load(&args.recipe, std::iter::empty(), &args.set)?.recipe;
     if args.shape == Size::Small {
         recipe = bench::small(&recipe);

@@ -204,8 +204,8 @@ impl Kernels {
     }
 }
 
-/// Dynamic shared memory of the kernels that have a fixed amount of it.
-fn dynamic_shared(entry: &str) -> u32 {
+/// Dynamic shared memory in bytes of the kernels that have a fixed amount of it, else 0.
+pub fn dynamic_shared(entry: &str) -> u32 {
     if entry.starts_with("gemm_") {
         gemm::shared_bytes(entry)
     } else if entry.starts_with("attention_forward") {
