@@ -9,8 +9,8 @@
 //    lies between V and the pitch is not written), targets u16 [N], losses f32 [N], partial f32 [row blocks, CTAS, 2].
 //
 // 3. Work. A cluster of CTAS = 1, 2, 4 or 8 CTAs has 128 rows and 256 CTAS columns at a time, 256 per CTA; so with V <= 2048 a row's logits
-//    are in the accumulators of one cluster at one time. The rows' parts of x are the same for all and multicast. Warp roles and registers
-//    are those of gemm.cu. Persistent: cluster c takes row blocks c, c + clusters, ...
+//    are in the accumulators of one cluster at one time. The rows' parts of x are the same for all and multicast. Warp roles are those of
+//    gemm.cu (producer 40 registers, consumers 232 registers). Persistent: cluster c takes row blocks c, c + clusters, ...
 //    Wider vocabularies take several sweeps over the columns: each adds to the sum of exponentials, the last one keeps its logits, and the
 //    others' are computed again once the sum is known.
 //    WHY NOT keep them in memory: a logit computed twice costs 2 d FLOPs, 1.3 ps of an H100 with d = 512; written and read back as bf16
@@ -36,7 +36,7 @@
 //      barrier after the losses of the warps: read before written
 //
 // 7. Limits: 0 < C <= 64; V at most 65536 (targets are u16), rows of dlogits a multiple of 8 apart; d a multiple of 8.
-// 8. Machine code (ptxas 13.0): registers: 31..168, shared: 0..32 bytes, HGMMA: 0..8
+// 8. Machine code (ptxas 13.0): registers: 31..168, shared: 0..32 bytes, HGMMA: 0..8, dynamic: 0..223,232 bytes
 #include "gemm_pipeline.cuh"
 #include "hopper/matrix_moves.cuh"
 #include "hopper/numeric.cuh"
