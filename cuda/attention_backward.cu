@@ -47,7 +47,7 @@
 //    FlashAttention-3 (commit 0251105a, head 64, causal, grouped, 128 x 128, nvcc 13.0.88) does the same five products with 24 bytes
 //    spilled, a pass before to clear dQ and one after to round it; 673 instructions for 8192 scores.
 //    The same by the emulator's counters at T = 1024, 8 heads on 4 (docs/benchmarks.md): consumers 1,987 k instructions, 914 k passes, 26.0 MB
-//    of L2, around it another 384 k, 98 k, 11.1; this 2,022 k, 1,064 k, 29.7 without what polls for turns.
+//    of L2, around it (delta, too) 384 k, 98 k, 11.1; this 2,022 k, 1,064 k, 29.7 without polls for turns.
 //
 // 6. Fences and waits, and what breaks without them:
 //      full/empty             products of missing bytes; a stage overwritten under a product

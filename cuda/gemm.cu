@@ -49,7 +49,7 @@
 //      wgmma clocks (both consumers)       8192          8192       8192
 //    Peers by the emulator's counters, 2048 x 512 x 512 (docs/benchmarks.md): wide 169 k instructions and 10.5 MB of L2, square 288 k and
 //    18.9; CUTLASS 4.7.0 128 x 128 x 64, clusters of 2: cooperative 618 k and 17.3, ping-pong 437 k and 15.2; Triton 3.9.0 128 x 256: 247 k
-//    and 14.7, with LeakyReLU^2 fused 1,361 k and 50.3 where _leaky2_wide has 1,093 k and 37.7.
+//    and 14.7, with LeakyReLU^2 fused 1,361 k and 50.3; _leaky2_wide, with RMSNorm, 1,229 k and 37.7.
 //
 // 6. Fences and waits, and what breaks without them:
 //      full[s]                consumers multiply bytes that have not landed
