@@ -332,6 +332,32 @@ fn misuse_of_mbarriers_is_found() {
 }
 
 #[test]
+fn lanes_that_make_the_same_object_in_one_instruction_make_it_once() {
+    for policy in [Policy::Eager, Policy::Latest, Policy::Random] {
+        let whole_warp = run(
+            policy,
+            1,
+            32,
+            "mbarrier.init.shared.b64 [bar], 32;\nmbarrier.arrive.shared.b64 %rd4, [bar];\n\
+             mbarrier.test_wait.parity.shared.b64 %p1, [bar], 0;\n@!%p1 trap;",
+        );
+        assert!(whole_warp.is_ok(), "{policy:?}: {whole_warp:?}");
+    }
+    // Two warps are not in step, and lanes that disagree on the count leave any of them behind.
+    finds(
+        FindingKind::MbarrierMisuse,
+        "mbarrier.inval is missing",
+        1,
+        32,
+        "mov.u32 %r4, %laneid;\nadd.u32 %r4, %r4, 1;\nmbarrier.init.shared.b64 [bar], %r4;",
+    );
+    for policy in [Policy::Eager, Policy::Latest, Policy::Random] {
+        let two_warps = run(policy, 1, 64, INIT);
+        assert!(two_warps.is_err(), "{policy:?}");
+    }
+}
+
+#[test]
 fn waiting_on_the_barrier_of_another_cta_is_found() {
     finds(
         FindingKind::MbarrierMisuse,

@@ -244,6 +244,9 @@ unsafe fn pending_count(cx: &mut Cx, op: &Op) -> Flow {
 unsafe fn update(cx: &mut Cx, op: &Op) -> Flow {
     let u: &Update = cx.ext(op);
     let rows = Rows::new(cx, u.list);
+    // Lanes that make the same object in one instruction make it once: whole warps execute an init in real kernels, and
+    // to lanes in step it is a write of equal values.
+    let mut made = None;
     for lane in lanes(cx.mask) {
         // SAFETY: rows of this operation.
         let (address, count) = unsafe {
@@ -260,6 +263,9 @@ unsafe fn update(cx: &mut Cx, op: &Op) -> Flow {
                 return cx.fail(fault);
             }
         };
+        if u.kind == Kind::Init && made.replace((s, count)) == Some((s, count)) {
+            continue;
+        }
         let token = update_one(cx, u, s, count);
         if op.dst != NO_ROW {
             // SAFETY: row of this operation.
