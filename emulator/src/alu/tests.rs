@@ -87,6 +87,7 @@ fn execute(cx: &mut LowerCx, before: &State, mask: u32) -> State {
         local_bytes: 0,
         bounds: LaunchBounds::default(),
         communicates: false,
+        most_registers: None,
         entry: 0,
         functions: Vec::new(),
         local_static: 0,

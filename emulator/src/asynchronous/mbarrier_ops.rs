@@ -414,6 +414,12 @@ fn look(
     state: u64,
     at: crate::check::At,
 ) -> Seen {
+    // A suspended try_wait resumes when its phase completes: it is true also if the next phase has completed since, and
+    // the parity says no again.
+    let suspended_in = match cx.fragment().wait {
+        Wait::Mbarrier { address, phase, .. } if address == s.address => Some(phase),
+        _ => None,
+    };
     let first = matches!(cx.fragment().wait, Wait::None);
     let cluster = cx.cluster();
     if first {
@@ -421,7 +427,9 @@ fn look(
     }
     let checks = cluster.check.is_some();
     let (phase, complete, age) = mbarrier::observe(cluster, s, at, |b| {
-        let (complete, age) = if w.parity {
+        let (complete, age) = if suspended_in.is_some_and(|p| b.phase > p) {
+            (true, 0)
+        } else if w.parity {
             (b.parity_complete(state as u32), 0)
         } else {
             (b.token_complete(state), b.token_age(state))

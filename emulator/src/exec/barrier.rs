@@ -487,6 +487,8 @@ fn set_registers(cx: &mut LowerCx, i: &Instr, m: &[&str]) -> Result<bool> {
     if !(24..=256).contains(&count) || count % 8 != 0 {
         return cx.unsupported(i, "the count is a multiple of 8 from 24 to 256");
     }
+    let asked = if inc { count as u32 } else { 0 };
+    cx.most_registers = Some(cx.most_registers.unwrap_or(0).max(asked));
     let mut op = LowerCx::new_op(
         if inc { registers_inc } else { registers_dec },
         Class::Other,

@@ -78,6 +78,7 @@ impl Cluster {
             progress: 0,
             stores: 0,
             steps: 0,
+            turns: 0,
             output: Vec::new(),
             bounds: [(1, 0); 4],
             bounds_next: 0,
@@ -160,6 +161,7 @@ fn warp(old: Option<Warp>, launch: &Launch, place: &Place, index: u32, warps: u3
         ops_executed: 0,
         cluster_arrival: 0,
         blocked_at: None,
+        last_turn: 0,
         preempted: false,
         polls: 0,
     }

@@ -45,12 +45,14 @@ impl Program {
             // What the PTX names is more than the machine code keeps; an estimate must not forbid a block of 1024 threads.
             needs = needs.min(REGISTERS_PER_SM / 1024);
         }
-        // setmaxnreg works on what the bounds allow, whatever the code before it needs.
-        let sets = self
-            .sites
-            .iter()
-            .any(|s| s.opcode.starts_with("setmaxnreg"));
-        (if sets { cap } else { cap.min(needs) }).clamp(16, 255)
+        // Where setmaxnreg is used ptxas gives what the bounds allow, whatever the code needs, but no more than is ever
+        // asked for: 256 threads whose `.inc` names 248 start with 248 each, not 255.
+        let count = match self.most_registers {
+            None => cap.min(needs),
+            Some(0) => cap,
+            Some(most) => cap.min(most),
+        };
+        count.clamp(16, 255)
     }
 
     /// CTAs that fit on one SM.

@@ -137,6 +137,8 @@ unsafe fn step(cluster: &mut Cluster, launch: &Launch) -> Step {
         // SAFETY: as for this function.
         return unsafe { poll_all(cluster, launch) };
     };
+    cluster.turns += 1;
+    cluster.ctas[cta].warps[warp].last_turn = cluster.turns;
     // SAFETY: as for this function.
     let end = unsafe { run_warp(cluster, launch, cta, warp, quantum(draw)) };
     if end == Turn::Fault {
@@ -169,18 +171,33 @@ fn alive(cluster: &Cluster) -> bool {
         .any(|w| w.live != 0)
 }
 
-/// A warp that may be able to run, the first from a place drawn by lot.
+/// Turns per warp of the cluster that a warp may be passed over.
+///
+/// A device issues from every warp that can run. Kernels rely on that: a warp that only follows a pipeline, and is left
+/// standing while a barrier completes two phases, misses one and waits for ever.
+const PATIENCE: u64 = 2;
+
+/// A warp that may be able to run: the first from a place drawn by lot, unless another has been passed over too often.
 fn ready(cluster: &Cluster, draw: u64) -> Option<(usize, usize)> {
     let per_cta = cluster.ctas[0].warps.len();
     let n = cluster.ctas.len() * per_cta;
     let start = (draw & 0xffff_ffff) as usize % n;
-    (start..n)
-        .chain(0..start)
-        .map(|i| (i / per_cta, i % per_cta))
-        .find(|&(c, w)| {
-            let w = &cluster.ctas[c].warps[w];
-            w.live != 0 && w.blocked_at != Some(cluster.progress)
-        })
+    let find = |late: u64| {
+        (start..n)
+            .chain(0..start)
+            .map(|i| (i / per_cta, i % per_cta))
+            .find(|&(c, w)| {
+                let w = &cluster.ctas[c].warps[w];
+                w.live != 0 && w.blocked_at != Some(cluster.progress) && w.last_turn < late
+            })
+    };
+    // Looking for late ones takes a look at all: not in every turn.
+    if cluster.turns.is_multiple_of(1 + n as u64 / 4)
+        && let Some(late) = find(cluster.turns.saturating_sub(PATIENCE * n as u64))
+    {
+        return Some(late);
+    }
+    find(u64::MAX)
 }
 
 unsafe fn run_warp(

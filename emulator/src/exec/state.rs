@@ -125,6 +125,8 @@ pub struct Warp {
     pub blocked_at: Option<u64>,
     /// The last turn ended by its quantum: the next starts with a fragment drawn by lot.
     pub preempted: bool,
+    /// The cluster's count of turns when this warp ran last.
+    pub last_turn: u64,
     /// Polling loads and atomics without effect since the cluster last moved on.
     pub polls: u32,
 }
@@ -197,6 +199,8 @@ pub struct Cluster {
     pub stores: u64,
     /// Operations executed by all warps: the clock of the cluster.
     pub steps: u64,
+    /// Turns that warps have had.
+    pub turns: u64,
     /// Text printed by `vprintf`.
     pub output: Vec<u8>,
     /// Allocations that this cluster touched last: first and one-past-last address.

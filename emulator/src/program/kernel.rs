@@ -368,6 +368,7 @@ pub fn lower_gathering(
         local_bytes,
         bounds: kernel.bounds.clone(),
         communicates: cx.communicates,
+        most_registers: cx.most_registers,
         entry: 0,
         functions: cx.functions,
         local_static,

@@ -90,6 +90,8 @@ pub struct LowerCx<'m> {
     pub successors: HashMap<u32, Successors>,
     /// Set by families when a kernel communicates through global memory.
     pub communicates: bool,
+    /// Set by `setmaxnreg`: see [`Program::most_registers`](super::Program::most_registers).
+    pub most_registers: Option<u32>,
     /// Effects of the instruction being lowered, filled by the accessors.
     pub current: Effects,
     pub line: u32,
@@ -127,6 +129,7 @@ impl<'m> LowerCx<'m> {
             fixups: Vec::new(),
             successors: HashMap::new(),
             communicates: false,
+            most_registers: None,
             current: Effects::default(),
             line: 0,
             errors: None,

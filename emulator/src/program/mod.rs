@@ -230,6 +230,8 @@ pub struct Program {
     /// The kernel orders CTAs through global memory (atomics, volatile or acquire/release accesses, bulk reductions):
     /// its CTAs run interleaved on one host thread so that results do not depend on the number of host threads.
     pub communicates: bool,
+    /// Of a kernel with `setmaxnreg`: the most that its `.inc` ask for, 0 if it has none.
+    pub most_registers: Option<u32>,
     /// First op of the entry.
     pub entry: u32,
     /// The functions of this program, the entry first.

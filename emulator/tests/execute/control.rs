@@ -190,6 +190,34 @@ fn setmaxnreg_moves_registers_between_warps() {
 }
 
 #[test]
+fn a_kernel_starts_with_no_more_registers_than_setmaxnreg_asks_for() {
+    // What ptxas 13.0 prints for such kernels: threads, the count of .inc, registers per thread.
+    for (threads, inc, registers) in [
+        (128, 248, 248),
+        (256, 248, 248),
+        (256, 232, 232),
+        (256, 256, 255),
+        (384, 160, 160),
+        (384, 240, 168),
+        (512, 104, 104),
+    ] {
+        let text = format!(
+            ".version 8.5\n.target sm_90a\n.address_size 64\n.visible .entry k(.param .u64 out) .maxntid {threads},1,1 {{
+            .reg .u32 %t; .reg .pred %p; mov.u32 %t,%tid.x; setp.lt.u32 %p,%t,128; @%p bra A;
+            setmaxnreg.inc.sync.aligned.u32 {inc}; bra B;
+            A: setmaxnreg.dec.sync.aligned.u32 40;
+            B: ret; }}"
+        );
+        let d = device(1, Policy::Random);
+        let m = module(&d, &text);
+        assert_eq!(m.entries["k"].registers_per_thread(), registers);
+        if threads < 384 {
+            launch(&d, &m, "k", config(1, threads), &Params::default().u64(0)).unwrap();
+        }
+    }
+}
+
+#[test]
 fn clocks_advance() {
     let r = run_body(
         &body(
