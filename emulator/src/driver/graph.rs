@@ -7,6 +7,7 @@ use super::error::{Code, Outcome};
 use super::queue::OpId;
 use super::state::{Handle, State};
 use super::types::{Memcpy3D, MemsetNode};
+use super::user_objects::Objects;
 use super::work::{Copy, Fill, HostCall, KernelCall, Stamp, Value, Work};
 
 /// `CUgraph`. Nodes are ordered by handle, which is the order in which they were added.
@@ -15,6 +16,8 @@ pub struct Graph {
     pub nodes: BTreeMap<Handle, Node>,
     /// It is the content of a child node of another graph: destroyed with it.
     pub owned: bool,
+    /// User objects that live as long as the graph, with the references it holds.
+    pub objects: Objects,
 }
 
 /// A node.
@@ -85,6 +88,7 @@ pub struct Executable {
     pub flags: u64,
     /// The last operation of the latest launch: an executable graph does not overlap itself.
     pub last: Option<OpId>,
+    pub objects: Objects,
 }
 
 #[derive(Clone)]
@@ -171,7 +175,9 @@ impl State {
         let copy = self.new_graph(Graph {
             nodes: BTreeMap::new(),
             owned,
+            objects: source.objects.clone(),
         });
+        self.retain_objects(&source.objects);
         let mut names = HashMap::new();
         for &node in source.nodes.keys() {
             let handle = self.handle();
@@ -199,6 +205,7 @@ impl State {
         let Some(graph) = self.graphs.remove(&handle) else {
             return;
         };
+        self.release_objects(&graph.objects, None);
         for (node, entry) in graph.nodes {
             self.nodes.remove(&node);
             if let NodeKind::Child(inner) = entry.kind {

@@ -4,6 +4,7 @@ use super::error::{Code, Outcome};
 use super::graph::{Executable, Graph, NodeKind};
 use super::state::{self, Handle};
 use super::types::UpdateResult;
+use super::user_objects;
 use super::{put, run};
 
 /// A list of nodes that a caller gives.
@@ -56,6 +57,7 @@ pub unsafe fn destroy(graph: u64) -> Outcome {
         return Code::INVALID_VALUE.fail("the graph belongs to a child node");
     }
     guard.destroy_graph(graph);
+    user_objects::run_finalisers(guard);
     Ok(())
 }
 
@@ -85,6 +87,7 @@ pub unsafe fn destroy_node(node: u64) -> Outcome {
     if let Some(inner) = inner {
         guard.destroy_graph(inner);
     }
+    user_objects::run_finalisers(guard);
     Ok(())
 }
 
@@ -268,11 +271,16 @@ pub unsafe fn child_graph(node: u64, out: *mut u64) -> Outcome {
 }
 
 /// `CUDA_GRAPH_INSTANTIATE_FLAG_*`: 1 auto-free, 2 upload, 4 device launch, 8 node priorities.
+const AUTO_FREE: u64 = 1;
 const DEVICE_LAUNCH: u64 = 4;
 
 pub unsafe fn instantiate(out: *mut u64, graph: u64, flags: u64) -> Outcome {
     if out.is_null() {
         return Code::INVALID_VALUE.fail("no place for the executable graph");
+    }
+    if flags & (AUTO_FREE | DEVICE_LAUNCH) == AUTO_FREE | DEVICE_LAUNCH {
+        return Code::INVALID_VALUE
+            .fail("a graph for launches by the device cannot free by itself");
     }
     if flags & DEVICE_LAUNCH != 0 {
         return Code::NOT_SUPPORTED.fail("graphs that the device launches");
@@ -282,6 +290,8 @@ pub unsafe fn instantiate(out: *mut u64, graph: u64, flags: u64) -> Outcome {
     }
     let mut guard = state::lock()?;
     let nodes = guard.flatten(graph)?;
+    let objects = guard.objects_of(graph);
+    guard.retain_objects(&objects);
     let handle = guard.handle();
     guard.executables.insert(
         handle,
@@ -289,6 +299,7 @@ pub unsafe fn instantiate(out: *mut u64, graph: u64, flags: u64) -> Outcome {
             nodes,
             flags,
             last: None,
+            objects,
         },
     );
     put(out, handle)
@@ -336,7 +347,10 @@ pub unsafe fn executable_flags(executable: u64, out: *mut u64) -> Outcome {
 pub unsafe fn executable_destroy(executable: u64) -> Outcome {
     let mut guard = state::lock()?;
     guard.executable(executable)?;
-    guard.executables.remove(&executable);
+    if let Some(gone) = guard.executables.remove(&executable) {
+        guard.release_objects(&gone.objects, gone.last);
+    }
+    user_objects::run_finalisers(guard);
     Ok(())
 }
 

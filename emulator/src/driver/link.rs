@@ -1,7 +1,7 @@
 //! The linker of the driver: `cuLink*`.
 //!
 //! A real driver links PTX and machine code to a cubin. Here the result is PTX again: one text, which `cuModuleLoadData` takes.
-//! Only one PTX input can be linked, which covers its use as a compiler; several would need a linker of PTX.
+//! `merge.rs` makes one text of several; machine code and LTO intermediates cannot be linked.
 
 use std::ffi::{c_char, c_void};
 
@@ -39,9 +39,6 @@ fn add(link: u64, image: &[u8]) -> Outcome {
     let Some(entry) = guard.links.get_mut(&link) else {
         return Code::INVALID_HANDLE.fail(format!("{link:#x} is no link"));
     };
-    if !entry.inputs.is_empty() {
-        return Code::NOT_SUPPORTED.fail("linking several PTX inputs");
-    }
     drop(parsed);
     entry.inputs.push(ptx);
     Ok(())
@@ -87,10 +84,12 @@ pub unsafe fn complete(link: u64, image: *mut *const c_void, bytes: *mut usize) 
     let Some(entry) = guard.links.get_mut(&link) else {
         return Code::INVALID_HANDLE.fail(format!("{link:#x} is no link"));
     };
-    let Some(ptx) = entry.inputs.first() else {
-        return Code::INVALID_IMAGE.fail("nothing was added to the link");
+    let linked = match entry.inputs.as_slice() {
+        [] => return Code::INVALID_IMAGE.fail("nothing was added to the link"),
+        [only] => only.clone(),
+        several => super::merge::merge(several).map_err(|why| Code::INVALID_PTX.because(why))?,
     };
-    let mut result = ptx.clone().into_bytes();
+    let mut result = linked.into_bytes();
     result.push(0);
     let result = entry.result.insert(result.into_boxed_slice());
     let (pointer, size) = (result.as_ptr().cast(), result.len());

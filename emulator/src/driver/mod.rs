@@ -10,9 +10,9 @@
 //! | `error.rs` | result codes and reasons |
 //! | `state.rs` | all tables of handles, behind one lock |
 //! | `queue.rs`, `work.rs`, `run.rs` | streams: what waits, what it does, getting it done |
-//! | `capture.rs`, `graph*.rs` | graphs |
+//! | `capture.rs`, `graph*.rs`, `user_objects.rs` | graphs |
 //! | `blocks.rs`, `memory.rs`, `copy.rs` | memory |
-//! | `module.rs`, `function.rs`, `launch.rs`, `link.rs` | programs |
+//! | `module.rs`, `function.rs`, `launch.rs`, `link.rs`, `merge.rs` | programs |
 //! | `files.rs`, `observe.rs` | counts and traces of launches: as files, and for a program that asks |
 //! | `context.rs`, `device.rs`, `attributes.rs`, `stream.rs`, `tensor.rs` | the rest, by object |
 //!
@@ -50,6 +50,7 @@ mod graph_nodes;
 mod launch;
 mod link;
 mod memory;
+mod merge;
 mod module;
 mod observe;
 mod process;
@@ -60,6 +61,7 @@ mod stream;
 mod table;
 mod tensor;
 pub mod types;
+mod user_objects;
 mod work;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

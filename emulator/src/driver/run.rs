@@ -1,20 +1,25 @@
 //! Putting work into streams, and getting it done.
 //!
-//! A host function runs with no lock held and occupies no device, so that it may wait for other host threads. Kernels, copies and
+//! A host function runs with no lock held and occupies no device, so that it may wait for other host threads. One that a poll
+//! comes to has a thread of its own, so that it may also wait for the thread that polls. Kernels, copies and
 //! memsets of one device run one at a time; those of different devices may run at once, from different host threads.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::error::{Code, Outcome};
 use super::queue::OpId;
 use super::state::{self, Guard, Handle, IN_HOST_FUNCTION, State, signal_an_end, wait_for_an_end};
 use super::work::{self, Ended, Work};
 use crate::check::Finding;
-use crate::device::Fault;
+use crate::device::{Device, Fault};
 
 /// When more operations than this wait in a context, a call that adds one does some.
 const BACKLOG: usize = 1024;
+/// How long a poll waits for a host function before it says "not ready". Nearly all end sooner, so that what polls see does
+/// not depend on the host's speed.
+const POLL_PATIENCE: Duration = Duration::from_millis(50);
 
 static FINDINGS: Mutex<Vec<Finding>> = Mutex::new(Vec::new());
 
@@ -78,8 +83,22 @@ enum Step {
     Nothing,
 }
 
+/// An operation that has been taken from the queue.
+struct Taken {
+    id: OpId,
+    owner: Handle,
+    work: Work,
+    device: Arc<Device>,
+    gpu: usize,
+}
+
 /// Does one operation that serves the targets.
-fn step(mut guard: Guard, context: Handle, targets: &[OpId]) -> Outcome<(Guard, Step)> {
+fn step(
+    mut guard: Guard,
+    context: Handle,
+    targets: &[OpId],
+    polling: bool,
+) -> Outcome<(Guard, Step)> {
     let State {
         queue,
         contexts,
@@ -121,7 +140,38 @@ fn step(mut guard: Guard, context: Handle, targets: &[OpId]) -> Outcome<(Guard, 
     gpus[gpu].busy |= occupies;
     let device = gpus[gpu].device.clone();
     drop(guard);
+    let host = matches!(work, Work::Host(_) | Work::Callback(_));
+    let taken = Taken {
+        id,
+        owner,
+        work,
+        device,
+        gpu,
+    };
+    if !(polling && host) {
+        return Ok((perform(taken)?, Step::Did));
+    }
+    let thread = std::thread::spawn(move || drop(perform(taken)));
+    let start = Instant::now();
+    let mut guard = state::lock()?;
+    while guard.queue.pending(id) && start.elapsed() < POLL_PATIENCE {
+        guard = wait_for_an_end(guard);
+    }
+    // It ends by itself, whenever that is.
+    drop(thread);
+    Ok((guard, Step::Did))
+}
 
+/// Executes the operation with no lock held, and takes it out of the queue.
+fn perform(taken: Taken) -> Outcome<Guard> {
+    let Taken {
+        id,
+        owner,
+        work,
+        device,
+        gpu,
+    } = taken;
+    let occupies = work.occupies_device();
     let host = matches!(work, Work::Host(_) | Work::Callback(_));
     let before = IN_HOST_FUNCTION.replace(host);
     let ended = catch_unwind(AssertUnwindSafe(|| work::execute(&work, &device)));
@@ -153,7 +203,7 @@ fn step(mut guard: Guard, context: Handle, targets: &[OpId]) -> Outcome<(Guard, 
         }
     }
     signal_an_end();
-    Ok((guard, Step::Did))
+    Ok(guard)
 }
 
 fn name(work: &Work) -> String {
@@ -207,7 +257,7 @@ pub fn finish(mut guard: Guard, context: Handle, targets: &[OpId]) -> Outcome<Gu
         if open.is_empty() {
             break;
         }
-        let (next, step) = step(guard, context, &open)?;
+        let (next, step) = step(guard, context, &open, false)?;
         guard = match step {
             Step::Did | Step::Nothing => next,
             Step::Wait => wait_for_an_end(next),
@@ -221,7 +271,7 @@ pub fn finish(mut guard: Guard, context: Handle, targets: &[OpId]) -> Outcome<Gu
 
 /// Does at most one operation; whether the targets are all done then.
 pub fn poll(guard: Guard, context: Handle, targets: &[OpId]) -> Outcome<(Guard, bool)> {
-    let (guard, _) = step(guard, context, targets)?;
+    let (guard, _) = step(guard, context, targets, true)?;
     let done = !targets.iter().any(|&id| guard.queue.pending(id));
     guard.check_lost(context)?;
     Ok((guard, done))
@@ -240,7 +290,7 @@ pub fn relieve(mut guard: Guard, context: Handle) -> Outcome {
     }
     let targets = guard.queue.of_context(context);
     while guard.queue.backlog(context) > BACKLOG / 2 {
-        let (next, step) = step(guard, context, &targets)?;
+        let (next, step) = step(guard, context, &targets, false)?;
         match step {
             Step::Did => guard = next,
             Step::Wait | Step::Nothing => return Ok(()),

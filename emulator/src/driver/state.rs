@@ -36,6 +36,9 @@ pub struct State {
     pub links: HashMap<Handle, super::link::Link>,
     pub graphs: HashMap<Handle, Graph>,
     pub executables: HashMap<Handle, Executable>,
+    pub user_objects: HashMap<Handle, super::user_objects::UserObject>,
+    /// Destructors of user objects that nobody refers to any more: called when the lock is free.
+    pub finalisers: Vec<super::work::HostCall>,
     /// Which graph a node belongs to.
     pub nodes: HashMap<Handle, Handle>,
     pub captures: HashMap<Handle, Capture>,
@@ -230,6 +233,8 @@ impl State {
             links: HashMap::new(),
             graphs: HashMap::new(),
             executables: HashMap::new(),
+            user_objects: HashMap::new(),
+            finalisers: Vec::new(),
             nodes: HashMap::new(),
             captures: HashMap::new(),
             pools: HashMap::new(),

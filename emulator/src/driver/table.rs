@@ -222,6 +222,11 @@ macro_rules! driver_functions {
             capture::update_v2, (stream: u64, nodes: *const u64, edges: *const c_void, count: usize, flags: u32), [cuStreamUpdateCaptureDependencies_v2], [cuStreamUpdateCaptureDependencies_v2_ptsz];
             capture::exchange_mode, (mode: *mut u32), [cuThreadExchangeStreamCaptureMode], [];
             graph_api::create, (out: *mut u64, flags: u32), [cuGraphCreate], [];
+            user_objects::create, (out: *mut u64, data: u64, destructor: Option<unsafe extern "C" fn(*mut c_void)>, references: u32, flags: u32), [cuUserObjectCreate], [];
+            user_objects::retain, (object: u64, count: u32), [cuUserObjectRetain], [];
+            user_objects::release, (object: u64, count: u32), [cuUserObjectRelease], [];
+            user_objects::graph_retain, (graph: u64, object: u64, count: u32, flags: u32), [cuGraphRetainUserObject], [];
+            user_objects::graph_release, (graph: u64, object: u64, count: u32), [cuGraphReleaseUserObject], [];
             graph_api::destroy, (graph: u64), [cuGraphDestroy], [];
             graph_api::clone, (out: *mut u64, graph: u64), [cuGraphClone], [];
             graph_api::destroy_node, (node: u64), [cuGraphDestroyNode], [];
@@ -311,7 +316,7 @@ macro_rules! driver_unsupported {
             cuGraphExternalSemaphoresSignalNodeSetParams cuGraphExternalSemaphoresWaitNodeGetParams
             cuGraphExternalSemaphoresWaitNodeSetParams cuGraphKernelNodeCopyAttributes cuGraphKernelNodeGetAttribute
             cuGraphKernelNodeSetAttribute cuGraphMemAllocNodeGetParams cuGraphMemFreeNodeGetParams
-            cuGraphNodeFindInClone cuGraphNodeSetParams cuGraphReleaseUserObject cuGraphRetainUserObject
+            cuGraphNodeFindInClone cuGraphNodeSetParams
             cuGraphicsMapResources cuGraphicsMapResources_ptsz cuGraphicsResourceGetMappedMipmappedArray
             cuGraphicsResourceGetMappedPointer cuGraphicsResourceGetMappedPointer_v2 cuGraphicsResourceSetMapFlags
             cuGraphicsResourceSetMapFlags_v2 cuGraphicsSubResourceGetMappedArray cuGraphicsUnmapResources
@@ -349,8 +354,7 @@ macro_rules! driver_unsupported {
             cuTexRefSetAddress cuTexRefSetAddress2D cuTexRefSetAddress2D_v2 cuTexRefSetAddress2D_v3
             cuTexRefSetAddressMode cuTexRefSetAddress_v2 cuTexRefSetArray cuTexRefSetBorderColor cuTexRefSetFilterMode
             cuTexRefSetFlags cuTexRefSetFormat cuTexRefSetMaxAnisotropy cuTexRefSetMipmapFilterMode
-            cuTexRefSetMipmapLevelBias cuTexRefSetMipmapLevelClamp cuTexRefSetMipmappedArray cuUserObjectCreate
-            cuUserObjectRelease cuUserObjectRetain cuWaitExternalSemaphoresAsync cuWaitExternalSemaphoresAsync_ptsz
+            cuTexRefSetMipmapLevelBias cuTexRefSetMipmapLevelClamp cuTexRefSetMipmappedArray cuWaitExternalSemaphoresAsync cuWaitExternalSemaphoresAsync_ptsz
         }
     };
 }
@@ -391,7 +395,7 @@ pub mod ffi {
     use super::not_supported;
     use crate::driver::{
         boundary, capture, context, copy, device, function, graph_api, graph_nodes, launch, link,
-        memory, module, process, stream, tensor, types,
+        memory, module, process, stream, tensor, types, user_objects,
     };
 
     driver_functions!(define_functions);

@@ -211,3 +211,64 @@ fn a_clone_stands_alone() {
     run(instantiate(original));
     assert_eq!(download::<u32>(device, 1), [2]);
 }
+
+static DESTROYED: AtomicU32 = AtomicU32::new(0);
+
+unsafe extern "C" fn destroyed(by: *mut c_void) {
+    DESTROYED.fetch_add(by as u32, Ordering::SeqCst);
+}
+
+#[test]
+fn user_objects_live_as_long_as_what_refers_to_them() {
+    let _context = Context::new();
+    let count = || DESTROYED.load(Ordering::SeqCst);
+    let object = |by: u64, references| {
+        let mut object = 0;
+        ok!(cuUserObjectCreate(
+            &mut object,
+            by,
+            Some(destroyed),
+            references,
+            1
+        ));
+        object
+    };
+    let mut out = 0;
+    refused!(
+        INVALID_VALUE,
+        cuUserObjectCreate(&mut out, 1, Some(destroyed), 1, 0)
+    );
+    refused!(
+        INVALID_VALUE,
+        cuUserObjectCreate(&mut out, 1, Some(destroyed), 0, 1)
+    );
+    refused!(INVALID_VALUE, cuUserObjectCreate(&mut out, 1, None, 1, 1));
+
+    let plain = object(1, 2);
+    ok!(cuUserObjectRetain(plain, 1));
+    ok!(cuUserObjectRelease(plain, 2));
+    refused!(INVALID_VALUE, cuUserObjectRelease(plain, 2));
+    assert_eq!(count(), 0);
+    ok!(cuUserObjectRelease(plain, 1));
+    assert_eq!(count(), 1);
+    refused!(INVALID_VALUE, cuUserObjectRelease(plain, 1));
+
+    // The graph takes the program's reference over; its clone and the executable graph have their own.
+    let (moved, graph) = (object(10, 1), graph());
+    ok!(cuGraphRetainUserObject(graph, moved, 1, 1));
+    refused!(INVALID_VALUE, cuGraphReleaseUserObject(graph, moved, 2));
+    let (mut copy, mut executable) = (0, 0);
+    ok!(cuGraphClone(&mut copy, graph));
+    ok!(cuGraphInstantiateWithFlags(&mut executable, graph, 0));
+    ok!(cuGraphDestroy(graph));
+    ok!(cuGraphReleaseUserObject(copy, moved, 1));
+    assert_eq!(count(), 1);
+    let stream = stream();
+    ok!(cuGraphLaunch(executable, stream));
+    ok!(cuGraphExecDestroy(executable));
+    ok!(cuStreamSynchronize(stream));
+    ok!(cuCtxSynchronize());
+    assert_eq!(count(), 11);
+    ok!(cuGraphDestroy(copy));
+    assert_eq!(count(), 11);
+}

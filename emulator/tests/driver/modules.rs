@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_void};
 
 use crate::setup::{
-    Context, INVALID_HANDLE, INVALID_VALUE, NOT_FOUND, PTX, download, ffi, function, module,
+    Context, INVALID_HANDLE, INVALID_VALUE, NOT_FOUND, PTX, alloc, download, ffi, function, module,
 };
 use crate::{ok, refused};
 
@@ -157,10 +157,96 @@ fn the_linker_hands_ptx_through() {
     };
     assert_eq!(add("nonsense"), 218);
     assert_eq!(add(PTX), 0);
-    assert_eq!(add(PTX), 801);
     let (mut image, mut bytes, mut module) = (std::ptr::null(), 0, 0);
     ok!(cuLinkComplete(link, &mut image, &mut bytes));
     ok!(cuModuleLoadData(&mut module, image));
+    assert_eq!(add(PTX), 0);
+    // Everything is defined twice now.
+    refused!(218, cuLinkComplete(link, &mut image, &mut bytes));
     ok!(cuLinkDestroy(link));
     refused!(INVALID_HANDLE, cuLinkDestroy(link));
+}
+
+/// Texts with functions and variables of each other, with private names that are the same, and a weak function twice.
+const CALLER: &str = "
+.version 8.0
+.target sm_90a
+.address_size 64
+.extern .func (.param .b32 r) scaled (.param .b32 x);
+.extern .global .align 4 .u32 factor;
+.global .align 4 .u32 mine = 100;
+.weak .func (.param .b32 r) common () { .reg .b32 a; mov.u32 a, 1; st.param.b32 [r], a; ret; }
+.visible .entry k(.param .u64 p)
+{
+    .reg .b32 a<6>; .reg .b64 d;
+    ld.global.u32 a0, [mine];
+    { .param .b32 x; .param .b32 r; st.param.b32 [x], a0; call.uni (r), scaled, (x); ld.param.b32 a1, [r]; }
+    { .param .b32 r; call.uni (r), common, (); ld.param.b32 a2, [r]; }
+    ld.global.u32 a3, [factor];
+    add.u32 a4, a1, a2; add.u32 a4, a4, a3;
+    ld.param.u64 d, [p]; st.global.u32 [d], a4;
+    ret;
+}
+";
+const CALLEE: &str = "
+.version 8.3
+.target sm_90a
+.address_size 64
+.visible .global .align 4 .u32 factor = 7;
+.global .align 4 .u32 mine = 5;
+.weak .func (.param .b32 r) common () { .reg .b32 a; mov.u32 a, 1; st.param.b32 [r], a; ret; }
+.visible .func (.param .b32 r) scaled (.param .b32 x)
+{
+    .reg .b32 a<4>;
+    ld.param.b32 a0, [x]; ld.global.u32 a1, [factor]; ld.global.u32 a2, [mine];
+    mad.lo.u32 a3, a0, a1, a2; st.param.b32 [r], a3;
+    ret;
+}
+";
+
+#[test]
+fn several_texts_are_linked() {
+    let _context = Context::new();
+    for order in [[CALLER, CALLEE], [CALLEE, CALLER]] {
+        let mut link = 0;
+        ok!(cuLinkCreate_v2(
+            0,
+            std::ptr::null(),
+            std::ptr::null_mut(),
+            &mut link
+        ));
+        for text in order {
+            ok!(cuLinkAddData_v2(
+                link,
+                1,
+                text.as_ptr().cast(),
+                text.len(),
+                c"x".as_ptr(),
+                0,
+                std::ptr::null(),
+                std::ptr::null_mut()
+            ));
+        }
+        let (mut image, mut bytes, mut module) = (std::ptr::null(), 0, 0);
+        ok!(cuLinkComplete(link, &mut image, &mut bytes));
+        ok!(cuModuleLoadData(&mut module, image));
+        ok!(cuLinkDestroy(link));
+        let k = function(module, c"k");
+        let out = alloc(4);
+        let parameters: [*const u8; 1] = [(&raw const out).cast()];
+        ok!(cuLaunchKernel(
+            k,
+            1,
+            1,
+            1,
+            1,
+            1,
+            1,
+            0,
+            0,
+            parameters.as_ptr().cast(),
+            std::ptr::null()
+        ));
+        assert_eq!(download::<u32>(out, 1), [100 * 7 + 5 + 1 + 7]);
+    }
 }

@@ -159,6 +159,25 @@ fn host_functions_run_in_order_and_may_not_call_the_driver() {
 }
 
 #[test]
+fn a_host_function_may_wait_for_the_thread_that_polls() {
+    static RELEASED: AtomicU32 = AtomicU32::new(0);
+    unsafe extern "C" fn wait(_: *mut c_void) {
+        while RELEASED.load(Ordering::Acquire) == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+    let _context = Context::new();
+    let (stream, event) = (stream(), event());
+    ok!(cuLaunchHostFunc(stream, Some(wait), 0));
+    ok!(cuEventRecord(event, stream));
+    refused!(NOT_READY, cuEventQuery(event));
+    refused!(NOT_READY, cuStreamQuery(stream));
+    RELEASED.store(1, Ordering::Release);
+    ok!(cuEventSynchronize(event));
+    ok!(cuEventQuery(event));
+}
+
+#[test]
 fn values_in_memory_hold_a_stream_back() {
     let _context = Context::new();
     let (first, second, flag, device) = (stream(), stream(), alloc(4), alloc(4));
