@@ -358,6 +358,23 @@ fn lanes_that_make_the_same_object_in_one_instruction_make_it_once() {
 }
 
 #[test]
+fn a_suspended_wait_resumes_although_the_next_phase_has_completed_too() {
+    // Warp 0 is suspended in phase 0 while warp 1 counts; then warp 1 completes two phases without a pause.
+    let body = format!(
+        "mov.u32 %r4, %tid.x;\nsetp.eq.u32 %p1, %r4, 0;\n@!%p1 bra READY;\n{INIT}READY: bar.sync 0;\n\
+         setp.lt.u32 %p1, %r4, 32;\n@!%p1 bra SECOND;\n\
+         WAIT: mbarrier.try_wait.parity.shared.b64 %p1, [bar], 0;\n@!%p1 bra WAIT;\nbra DONE;\n\
+         SECOND: mov.u32 %r5, 0;\nCOUNT: add.u32 %r5, %r5, 1;\nsetp.lt.u32 %p1, %r5, 200000;\n@%p1 bra COUNT;\n\
+         setp.eq.u32 %p1, %r4, 32;\n@!%p1 bra DONE;\n\
+         mbarrier.arrive.shared.b64 _, [bar];\nmbarrier.arrive.shared.b64 _, [bar];\nDONE:"
+    );
+    for policy in [Policy::Eager, Policy::Latest, Policy::Random] {
+        let outcome = run(policy, 1, 64, &body);
+        assert!(outcome.is_ok(), "{policy:?}: {outcome:?}");
+    }
+}
+
+#[test]
 fn waiting_on_the_barrier_of_another_cta_is_found() {
     finds(
         FindingKind::MbarrierMisuse,

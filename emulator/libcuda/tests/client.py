@@ -1,6 +1,7 @@
 """A client of the driver API, in plain ctypes: what a foreign program needs of libcuda.so.1."""
 
 import ctypes as c
+import os
 
 cuda = c.CDLL("libcuda.so.1")
 
@@ -69,5 +70,12 @@ call("cuLaunchKernel", function, 8, 1, 1, 128, 1, 1, 0, None, parameters, None)
 call("cuCtxSynchronize", expect=700)
 call("cuMemAlloc_v2", c.byref(dx), c.c_size_t(4), expect=700)
 call("cuMemCreate", expect=801)
+
+# A child of fork has no driver, and says so.
+child = os.fork()
+if child == 0:
+    refused = cuda.cuMemAlloc_v2(c.byref(dx), c.c_size_t(4)) == 3 and cuda.cuInit(0) == 3
+    os._exit(0 if refused else 1)
+assert os.waitpid(child, 0)[1] == 0
 
 print("all is well")

@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::mem::ManuallyDrop;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::ThreadId;
 
@@ -149,6 +150,8 @@ pub enum HostKind {
 }
 
 static STATE: OnceLock<Mutex<State>> = OnceLock::new();
+/// The process that made the state. A child of fork has neither the threads nor, on a device, the context.
+static OWNER: AtomicU32 = AtomicU32::new(0);
 /// Signalled whenever an operation has ended.
 static ENDED: Condvar = Condvar::new();
 
@@ -170,7 +173,7 @@ pub type Guard = MutexGuard<'static, State>;
 /// Creates the state (`cuInit`). Later calls find it made.
 pub fn initialise() -> Outcome {
     if STATE.get().is_some() {
-        return Ok(());
+        return not_forked();
     }
     let config = Config::from_env().map_err(|why| {
         // Few programs print more than the code, and who sets a variable wants to know.
@@ -180,7 +183,18 @@ pub fn initialise() -> Outcome {
     let state = State::new(config)?;
     // Another thread may have been faster; then its state is the one.
     let _ = STATE.set(Mutex::new(state));
+    OWNER.store(std::process::id(), Ordering::Relaxed);
     Ok(())
+}
+
+/// A driver does not survive a fork: all calls of the child are refused, as on a device.
+fn not_forked() -> Outcome {
+    match OWNER.load(Ordering::Relaxed) {
+        owner if owner == 0 || owner == std::process::id() => Ok(()),
+        owner => Code::NOT_INITIALIZED.fail(format!(
+            "process {owner} called cuInit and then forked this one"
+        )),
+    }
 }
 
 /// Locks the state.
@@ -188,20 +202,22 @@ pub fn lock() -> Outcome<Guard> {
     let state = STATE
         .get()
         .ok_or_else(|| Code::NOT_INITIALIZED.because("cuInit was not called"))?;
+    // Before the lock is taken: a thread that does not exist here may have held it.
+    not_forked()?;
     Ok(state.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Whether reasons are printed.
 pub fn logging() -> bool {
     match STATE.get() {
-        Some(state) => {
+        Some(state) if not_forked().is_ok() => {
             state
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .config
                 .log
         }
-        None => std::env::var_os("BIRDIE_EMU_LOG").is_some_and(|value| value != "0"),
+        _ => std::env::var_os("BIRDIE_EMU_LOG").is_some_and(|value| value != "0"),
     }
 }
 
