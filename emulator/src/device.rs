@@ -151,6 +151,8 @@ pub struct Module {
     pub entries: HashMap<String, Arc<Program>>,
     /// Module-scope `.global`/`.const` variables: device address and bytes.
     pub globals: HashMap<String, (u64, u64)>,
+    /// Bytes of its `.const` variables.
+    pub constant_bytes: u64,
     /// What [`Device::unload_module`] frees.
     pub allocations: Vec<u64>,
 }

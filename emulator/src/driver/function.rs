@@ -100,7 +100,8 @@ pub unsafe fn get_attribute(out: *mut i32, which: u32, function: u64) -> Outcome
     let value = match which {
         attribute::MAX_THREADS => kernel.max_threads(),
         attribute::SHARED => program.shared_bytes,
-        attribute::CONST | attribute::CACHE_MODE_CA | attribute::CLUSTER_SCHEDULING => 0,
+        attribute::CONST => kernel.constant_bytes,
+        attribute::CACHE_MODE_CA | attribute::CLUSTER_SCHEDULING => 0,
         attribute::LOCAL => program.local_bytes,
         attribute::REGISTERS => kernel.program.registers_per_thread(),
         attribute::PTX_VERSION | attribute::BINARY_VERSION => 90,

@@ -24,6 +24,8 @@ pub struct Kernel {
     pub preferred_carveout: AtomicU32,
     pub non_portable_cluster: AtomicU32,
     pub required_cluster: [AtomicU32; 3],
+    /// Constant memory of its module.
+    pub constant_bytes: u32,
 }
 
 /// A module: `CUmodule`.
@@ -113,6 +115,7 @@ impl State {
             return Ok(function);
         }
         let context = loaded.context;
+        let constant_bytes = u32::try_from(loaded.module.constant_bytes).unwrap_or(u32::MAX);
         let program = loaded.module.entries.get(name).cloned().ok_or_else(|| {
             let mut known: Vec<&str> = loaded.module.entries.keys().map(String::as_str).collect();
             known.sort_unstable();
@@ -130,6 +133,7 @@ impl State {
             preferred_carveout: AtomicU32::new(u32::MAX),
             non_portable_cluster: AtomicU32::new(0),
             required_cluster: [const { AtomicU32::new(0) }; 3],
+            constant_bytes,
             program,
         };
         self.functions.insert(handle, Arc::new(kernel));

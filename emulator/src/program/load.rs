@@ -1,9 +1,10 @@
 //! Loading a module: text to programs.
 
 use super::kernel::{lower_gathering, lower_kernel};
-use super::placement::place_module;
+use super::placement::{place_module, variable_bytes};
 use super::{LowerError, Program};
 use crate::device::{Device, LoadError, Module};
+use crate::ptx::ast::Space;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -85,9 +86,16 @@ impl Device {
             .filter_map(|v| Some((v.name.clone(), symbols.get(&v.name)?)))
             .map(|(name, s)| (name, (s.value, s.bytes)))
             .collect();
+        let constant_bytes = ast
+            .variables
+            .iter()
+            .filter(|v| v.space == Space::Const)
+            .map(variable_bytes)
+            .sum();
         Ok(Module {
             entries,
             globals,
+            constant_bytes,
             allocations: std::mem::take(allocated),
         })
     }

@@ -167,6 +167,16 @@ fn the_linker_hands_ptx_through() {
     refused!(INVALID_HANDLE, cuLinkDestroy(link));
 }
 
+#[test]
+fn a_function_says_how_much_constant_memory_it_has() {
+    let _context = Context::new();
+    let text = format!("{PTX}.const .align 4 .b8 table[80];\n\0");
+    let (mut module, mut bytes) = (0, 0);
+    ok!(cuModuleLoadData(&mut module, text.as_ptr().cast()));
+    ok!(cuFuncGetAttribute(&mut bytes, 2, function(module, c"add")));
+    assert_eq!(bytes, 80);
+}
+
 /// Texts with functions and variables of each other, with private names that are the same, and a weak function twice.
 const CALLER: &str = "
 .version 8.0
