@@ -27,6 +27,7 @@ fn mma(n: usize, d: Output, format: Format) -> Mma {
         negate_b: false,
         saturate: false,
         overwrites: false,
+        sparse: None,
     }
 }
 
@@ -70,6 +71,7 @@ fn wgmma(c: &mut Criterion) {
                 a: &a,
                 b: descriptor(0x4400, transposed),
                 keep: true,
+                metadata: None,
                 shared: &shared,
                 exact: false,
             };

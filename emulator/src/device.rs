@@ -39,6 +39,8 @@ pub struct Settings {
     pub elect_any: bool,
     /// CTAs that communicate start in any order, by seed, instead of that of their indices.
     pub start_any: bool,
+    /// Report also what devices are known to forgive although CUDA's guide asks for it (see `check::strict`).
+    pub strict: bool,
     /// Operations (of warps) after which a launch ends with a time-out; 0 = no limit.
     pub step_limit: u64,
     /// Count instructions, bytes and conflicts.
@@ -62,6 +64,7 @@ impl Default for Settings {
             exact_alignment: false,
             elect_any: false,
             start_any: false,
+            strict: false,
             step_limit: 0,
             count: false,
             trace: false,
@@ -73,7 +76,7 @@ impl Default for Settings {
 impl Settings {
     /// The defaults, changed by `BIRDIE_EMU_SMS`, `_SEED`, `_POLICY` (eager, latest, random), `_CHECKS` (0 or 1),
     /// `_COLLECT`, `_EXACT_MMA`, `_THREADS`, `_MEMORY` (bytes), `_EXACT_ALIGNMENT`, `_ELECT_ANY`,
-    /// `_START_ANY` and `_STEP_LIMIT`. The error names the variable.
+    /// `_START_ANY`, `_STRICT` and `_STEP_LIMIT`. The error names the variable.
     pub fn from_env() -> Result<Self, String> {
         let mut s = Settings::default();
         fn read<T: std::str::FromStr>(name: &str, to: &mut T) -> Result<(), String> {
@@ -102,6 +105,7 @@ impl Settings {
         flag("EXACT_ALIGNMENT", &mut s.exact_alignment)?;
         flag("ELECT_ANY", &mut s.elect_any)?;
         flag("START_ANY", &mut s.start_any)?;
+        flag("STRICT", &mut s.strict)?;
         s.policy = match std::env::var("BIRDIE_EMU_POLICY").as_deref() {
             Ok("eager") => Policy::Eager,
             Ok("latest") => Policy::Latest,

@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 struct Planted {
     name: String,
     config: LaunchConfig,
+    /// `Settings::strict`.
+    strict: bool,
     args: Vec<Arg>,
     expect: Vec<String>,
 }
@@ -59,6 +61,7 @@ fn read(path: &Path) -> Planted {
             cluster: [1; 3],
             dynamic_shared: 0,
         },
+        strict: false,
         args: vec![],
         expect: vec![],
     };
@@ -69,6 +72,7 @@ fn read(path: &Path) -> Planted {
             p.config.grid[0] = number("grid");
             p.config.block[0] = number("block");
             p.config.cluster[0] = number("cluster");
+            p.strict = value(&words, "strict") == Some("1");
             p.config.dynamic_shared = value(&words, "shared").map_or(0, |v| v.parse().unwrap());
         } else if let Some(l) = line.strip_prefix("// arg:") {
             let words: Vec<&str> = l.split_whitespace().collect();
@@ -110,6 +114,7 @@ fn run(p: &Planted, ptx: &str, seed: u64, policy: Policy) -> Result<Vec<String>,
         seed,
         policy,
         checks: true,
+        strict: p.strict,
         ..Settings::default()
     };
     let device = Device::new(0, settings).unwrap();

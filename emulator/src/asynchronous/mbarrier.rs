@@ -341,6 +341,7 @@ pub(super) fn init(cluster: &mut Cluster, s: Shared, count: u32, at: At) {
     }
     if let Some(check) = &mut cluster.check {
         check.forget(sync_of(s));
+        check.barrier_initialised(s.cta, s.address, at);
     }
     if let Some(what) = misuse {
         report(cluster, s, at, &what, Vec::new());

@@ -252,7 +252,12 @@ pub(super) fn issue(
     let (cta, warp) = (cx.cta().rank, cx.warp().agent);
     let cluster = cx.cluster();
     let agent = match &mut cluster.check {
-        Some(check) => check.fork(at, what),
+        Some(check) => {
+            if family == Family::Bulk {
+                check.bulk_store_issued(cta, at, mask, group);
+            }
+            check.fork(at, what)
+        }
         None => at.agent,
     };
     let state = &mut cluster.asynchronous;
@@ -381,6 +386,9 @@ pub(super) fn wait_groups(cx: &mut Cx, family: Family, pending: u32, read: bool)
     let at = super::address::here(cx);
     let cluster = cx.cluster();
     if let Some(check) = &mut cluster.check {
+        if family == Family::Bulk {
+            check.bulk_stores_waited(warp, mask, |l| open[l].saturating_sub(pending));
+        }
         let done = lanes(mask).map(|l| open[l].saturating_sub(pending)).max();
         let kind = match (family, read) {
             (Family::Bulk, true) => 2,
@@ -531,8 +539,9 @@ pub(super) fn check_written(cluster: &mut Cluster, s: Shared, at: At) {
 /// The last warp of CTA `rank` has exited.
 pub fn cta_exits(cluster: &mut Cluster, rank: u32, at: At) {
     mbarrier::check_exit(cluster, rank, at);
-    if cluster.check.is_none() {
-        return;
+    match &mut cluster.check {
+        Some(check) => check.cta_exits(rank, at),
+        None => return,
     }
     let into: Vec<At> = cluster
         .asynchronous

@@ -254,17 +254,21 @@ fn count(cluster: &mut Cluster, work: &Work, agent: u32, lanes: u32, pc: u32, re
     }
 }
 
-/// Signals `bytes` to mbarriers, when all bytes have been written.
+/// Signals `bytes` to mbarriers, when all bytes have been written, through a proxy.
 fn signal(
     cluster: &mut Cluster,
     barriers: impl Iterator<Item = Shared> + Clone,
     bytes: u32,
     at: At,
+    proxy: Proxy,
 ) {
     let log = cluster.check.is_some();
     if let Some(check) = &mut cluster.check {
         for b in barriers.clone() {
             check.shared_range(at, b.cta, b.address, 8, Kind::Atomic, Proxy::Generic);
+            if proxy == Proxy::Async {
+                check.barrier_signalled(b.cta, b.address, at);
+            }
         }
         for b in barriers.clone() {
             check.complete(at, mbarrier::sync_of(b));
@@ -342,7 +346,7 @@ fn tensor_load(
         0 => t.barrier,
         _ => Shared { cta, ..t.barrier },
     });
-    signal(cluster, barriers, bytes, at);
+    signal(cluster, barriers, bytes, at, Proxy::Async);
     Ok(())
 }
 
@@ -486,9 +490,32 @@ fn tensor_read(cluster: &mut Cluster, t: &mut TensorStore, at: At) {
         offset += length;
     }
     let cta = t.from.cta;
+    let mut undefined = false;
     box_hook(cluster, &t.map, t.from, |check, address, bytes| {
-        check.shared_range(at, cta, address, bytes, Kind::Read, Proxy::Async);
+        undefined |= check.shared_read_async(at, cta, address, bytes);
         check.expect_layout(at, cta, address, bytes, t.map.swizzle as u8);
+    });
+    if undefined {
+        stored_must_be_defined(cluster, t, at);
+    }
+}
+
+/// What a store writes to the tensor has to be defined; the rest of its box, outside of the tensor, need not be.
+#[cold]
+fn stored_must_be_defined(cluster: &mut Cluster, t: &TensorStore, at: At) {
+    let Some(check) = &mut cluster.check else {
+        return;
+    };
+    // Never fails: the closure does not.
+    let _ = tensor_box::rows(&t.map, &t.start, |r: BoxRow| {
+        let (mut first, end) = (r.skip, r.skip + r.bytes);
+        while first < end {
+            let next = end.min((first / 16 + 1) * 16);
+            let address = tensor_box::swizzle(t.from.address + r.offset + first, t.map.swizzle);
+            check.must_be_defined(at, t.from.cta, address, next - first);
+            first = next;
+        }
+        Ok(())
     });
 }
 
@@ -554,7 +581,7 @@ fn bulk_load(cluster: &mut Cluster, launch: &Launch, b: &BulkLoad, at: At) -> Re
         0 => b.barrier,
         _ => Shared { cta, ..b.barrier },
     });
-    signal(cluster, barriers, b.bytes, at);
+    signal(cluster, barriers, b.bytes, at, Proxy::Async);
     Ok(())
 }
 
@@ -589,7 +616,8 @@ fn bulk_write(
             write_shared(cluster, to, &b.staged, b.reduction);
             shared_hook(cluster, to, b.bytes, kind, at, Proxy::Async);
             forget_layout(cluster, to, b.bytes);
-            signal(cluster, std::iter::once(barrier), b.bytes, at);
+            let barrier = std::iter::once(barrier);
+            signal(cluster, barrier, b.bytes, at, Proxy::Async);
         }
     }
     cluster.asynchronous.buffer = std::mem::take(&mut b.staged);
@@ -617,7 +645,8 @@ fn remote(cluster: &mut Cluster, r: &Remote, at: At) {
     // ISA: st.async and red.async are operations of the generic proxy.
     shared_hook(cluster, r.to, u32::from(r.bytes), kind, at, Proxy::Generic);
     forget_layout(cluster, r.to, u32::from(r.bytes));
-    signal(cluster, std::iter::once(r.barrier), u32::from(r.bytes), at);
+    let barrier = std::iter::once(r.barrier);
+    signal(cluster, barrier, u32::from(r.bytes), at, Proxy::Generic);
 }
 
 fn copy_lanes(

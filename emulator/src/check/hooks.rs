@@ -155,6 +155,7 @@ impl Checker {
             hits: Vec::new(),
             registers: valid::Registers::new(program, warps),
             tensor: Default::default(),
+            strict: Default::default(),
         }
     }
 
@@ -423,8 +424,14 @@ impl Checker {
         if let Some(a) = undefined
             && proxy == Proxy::Async
         {
-            self.must_be_valid(at, cta, a);
+            self.undefined_operand(at, cta, a);
         }
+    }
+
+    /// A read of shared memory through the async proxy whose undefined bytes may not matter: are there any?
+    pub fn shared_read_async(&mut self, at: At, cta: u32, address: u32, bytes: u32) -> bool {
+        self.shared_one(at, cta, address, bytes, Kind::Read, Proxy::Async)
+            .is_some()
     }
 
     /// A warp's access to global memory, lane by lane.
@@ -616,6 +623,12 @@ impl Checker {
     }
 
     pub fn fence(&mut self, at: At, fence: Fence) {
+        if matches!(
+            fence,
+            Fence::MbarrierInit | Fence::ProxyAsync { shared: true, .. }
+        ) {
+            self.barriers_fenced(at);
+        }
         let a = &mut self.agents.all[at.agent.0 as usize];
         match fence {
             Fence::ProxyAsync { global, shared } => {

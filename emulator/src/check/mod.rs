@@ -10,6 +10,7 @@ pub mod hooks;
 pub mod layout;
 pub mod report;
 pub mod shadow;
+pub mod strict;
 pub mod valid;
 
 use crate::program::{Program, Site};
@@ -189,6 +190,7 @@ pub struct Checker {
     global: shadow::Shadow,
     objects: HashMap<Sync, hooks::Object>,
     registers: valid::Registers,
+    pub strict: strict::Strict,
     /// Registers of wgmma.
     pub tensor: crate::tensor::registers::Tracking,
 }

@@ -297,6 +297,19 @@ impl Shadow {
         });
     }
 
+    /// Bytes of at most 32 from `address` on that nobody has written.
+    pub fn undefined_bytes(&mut self, address: u64, bytes: u64) -> u32 {
+        let mut found = 0;
+        self.cells::<false>(address, bytes, |c, at, n| {
+            let missing = byte_mask(at, n) & !u32::from(c.valid);
+            for byte in 0..n {
+                let bit = if n >= 4 { byte % 4 } else { (at + byte) % 4 };
+                found |= (missing >> bit & 1) << (at + byte - address);
+            }
+        });
+        found
+    }
+
     /// Bytes of `[address, address + bytes)` that nobody has written: the first such address.
     pub fn first_uninitialised(&mut self, address: u64, bytes: u64) -> Option<u64> {
         let mut found = None;
@@ -571,6 +584,9 @@ mod tests {
         assert_eq!(s.first_uninitialised(3, 6), None);
         assert_eq!(s.first_uninitialised(2, 4), Some(2));
         assert_eq!(s.first_uninitialised(4, 8), Some(9));
+        assert_eq!(s.undefined_bytes(2, 8), 0b1000_0001);
+        assert_eq!(s.undefined_bytes(3, 6), 0);
+        assert_eq!(s.undefined_bytes(128, 16), 0xffff);
     }
 
     #[test]

@@ -3,11 +3,15 @@
 //! Copying an undefined value is no mistake; acting on it is. So validity travels with the value and a finding is made
 //! where it decides something: a guard or branch, an address, a store to global memory, an operand of the tensor core
 //! in shared memory. Validity is kept per lane and register (not per bit): operations that combine bit fields
-//! (`and`, `or`, `prmt`, `selp`, packing moves, shuffles …) give a valid result when any source is valid. This may miss
-//! an undefined half of a register, and never reports a defined one.
+//! (`and`, `or`, `prmt`, `selp`, packing moves, shuffles …) give a valid result when any source is valid, and a loaded register is
+//! valid when any byte of it is. This may miss an undefined half of a register, and never reports a defined one.
+//!
+//! Matrix instructions move values between lanes; their handlers work out the validity of each result
+//! ([`Checker::define`]): ldmatrix, stmatrix and movmatrix element by element, mma.sync and wgmma (whose A may be in registers) by
+//! rows of A and columns of B.
 
 use super::{At, Checker, FindingKind, Kind};
-use crate::program::{Class, Effects, Init, Program};
+use crate::program::{Class, Effects, Init, NO_ROW, Op, Program};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rule {
@@ -15,10 +19,23 @@ enum Rule {
     All,
     /// Result valid where any source is.
     Any,
-    /// Result always valid (asynchronous results, tensor core, shuffles, atomics, calls).
+    /// Result always valid (asynchronous results, shuffles, atomics, calls).
     Valid,
     /// Result as valid as what was loaded.
     Loaded,
+    /// The handler says so for each register.
+    Each,
+}
+
+/// How validity passes through an operation.
+#[derive(Debug, Clone, Copy)]
+struct Passage {
+    rule: Rule,
+    /// The first register read is an address, in these lanes.
+    address: bool,
+    lanes: u32,
+    /// A store of so many registers, the last that it reads.
+    stored: usize,
 }
 
 /// Validity of the registers of all warps of a cluster.
@@ -26,11 +43,16 @@ pub struct Registers {
     /// Per warp: lane mask per row.
     rows: Vec<Vec<u32>>,
     preds: Vec<Vec<u32>>,
-    rules: Vec<Rule>,
+    passages: Vec<Passage>,
     /// Validity of the sources of the operation under way (stores: of the data).
     sources: u32,
-    /// Validity of what the operation under way has loaded, lane by lane.
+    /// Of a store whose data are not all valid: the validity of each register.
+    stored: Vec<u32>,
+    /// Bytes per lane of what the operation under way has loaded, and those of each lane that are undefined.
     loaded: u32,
+    undefined: [u32; 32],
+    /// What the handler said of each register it wrote.
+    each: Vec<u32>,
 }
 
 impl Registers {
@@ -51,29 +73,61 @@ impl Registers {
         let mut preds = vec![0u32; usize::from(program.preds).max(2)];
         preds[0] = u32::MAX;
         preds[1] = u32::MAX;
-        let rules = program
+        let passages = program
             .sites
             .iter()
             .zip(&program.ops)
-            .map(|(s, op)| rule(&s.opcode, op.class))
+            .map(|(s, op)| passage(&s.opcode, op))
             .collect();
         Self {
             rows: vec![rows; warps],
             preds: vec![preds; warps],
-            rules,
+            passages,
             sources: u32::MAX,
-            loaded: u32::MAX,
+            stored: vec![],
+            loaded: 0,
+            undefined: [0; 32],
+            each: vec![],
         }
     }
 }
 
+fn passage(opcode: &str, op: &Op) -> Passage {
+    // Lanes hold addresses of other lanes' rows; without .x4 only the first lanes'.
+    let matrix = opcode.starts_with("ldmatrix") || opcode.starts_with("stmatrix");
+    let has = |name: &str| opcode.split('.').any(|p| p == name);
+    let lanes = match () {
+        () if matrix && has("x1") => 0xff,
+        () if matrix && has("x2") => 0xffff,
+        () => u32::MAX,
+    };
+    let plain_store = opcode.starts_with("st.");
+    Passage {
+        rule: rule(opcode, op.class),
+        address: op.src[0] != NO_ROW,
+        lanes,
+        stored: if plain_store {
+            usize::from(op.flags >> crate::exec::memory::access::VECTOR_SHIFT)
+        } else {
+            0
+        },
+    }
+}
+
 fn rule(opcode: &str, class: Class) -> Rule {
-    // Lanes hold addresses of other lanes' rows: per-lane validity does not carry over.
-    if opcode.starts_with("ldmatrix") || opcode.starts_with("stmatrix") {
-        return Rule::Valid;
+    let has = |name: &str| opcode.split('.').any(|p| p == name);
+    if ["ldmatrix", "stmatrix", "movmatrix"].contains(&opcode.split('.').next().unwrap_or("")) {
+        return Rule::Each;
     }
     match class {
         Class::LoadShared => return Rule::Loaded,
+        // A generic address may be one of shared memory.
+        Class::LoadGlobal if opcode.starts_with("ld.") && !has("global") => return Rule::Loaded,
+        Class::Tensor if opcode.starts_with("wgmma.mma_async") => return Rule::Each,
+        // m8n8k4 of f16 has fragments of its own.
+        Class::Tensor if opcode.starts_with("mma.") && !(has("m8n8k4") && !has("f64")) => {
+            return Rule::Each;
+        }
         Class::LoadGlobal
         | Class::LoadLocal
         | Class::LoadParam
@@ -119,10 +173,6 @@ impl Checker {
         if w >= self.registers.rows.len() {
             return;
         }
-        let mut preds = u32::MAX;
-        for p in &effects.pred_reads {
-            preds &= self.registers.preds[w][*p as usize];
-        }
         // The guard is among the predicates read; a guarded or branching operation acts on it.
         if effects.partial && !effects.pred_reads.is_empty() {
             let guard = effects.pred_reads[effects.pred_reads.len() - 1];
@@ -132,55 +182,93 @@ impl Checker {
                 self.registers.preds[w][guard as usize] = u32::MAX;
             }
         }
+        let passage = self.registers.passages[at.pc as usize];
         let rows = &self.registers.rows[w];
         let of = |(row, n): (u32, u8)| {
             (row..row + u32::from(n)).fold(u32::MAX, |v, r| v & rows[r as usize])
         };
-        let all = effects.reads.iter().fold(u32::MAX, |v, r| v & of(*r));
-        let any = if effects.reads.is_empty() {
-            u32::MAX
-        } else {
-            effects.reads.iter().fold(0, |v, r| v | of(*r))
-        };
-        let address = effects.reads.first().map_or(u32::MAX, |r| of(*r));
-        let data = effects
-            .reads
-            .iter()
-            .skip(1)
-            .fold(u32::MAX, |v, r| v & of(*r));
         match class {
             Class::LoadGlobal
             | Class::LoadShared
             | Class::LoadLocal
+            | Class::StoreGlobal
             | Class::StoreShared
             | Class::StoreLocal
             | Class::Atomic => {
-                if address & mask != mask {
-                    self.uninitialised(at, mask & !address, "the address");
+                let first = effects.reads.first().filter(|_| passage.address);
+                let address = first.map_or(u32::MAX, |r| of(*r));
+                let skipped = usize::from(passage.address);
+                let data = &effects.reads[skipped.min(effects.reads.len())..];
+                let valid = data.iter().fold(u32::MAX, |v, r| v & of(*r));
+                let r = &mut self.registers;
+                r.stored.clear();
+                r.sources = match passage.rule {
+                    Rule::Valid | Rule::Each | Rule::Loaded => u32::MAX,
+                    _ => valid,
+                };
+                if passage.stored > 0 && valid & mask != mask {
+                    let rows = &r.rows[w];
+                    let from = data.len().saturating_sub(passage.stored);
+                    r.stored.extend(data[from..].iter().map(|&(row, n)| {
+                        (row..row + u32::from(n)).fold(u32::MAX, |v, r| v & rows[r as usize])
+                    }));
                 }
-                let valid = self.registers.rules.get(at.pc as usize) == Some(&Rule::Valid);
-                self.registers.sources = if valid { u32::MAX } else { data };
-            }
-            Class::StoreGlobal => {
-                if all & mask != mask {
-                    let what = if address & mask != mask {
-                        "the address"
-                    } else {
-                        "the value stored to global memory"
-                    };
-                    self.uninitialised(at, mask & !all, what);
+                let wanted = mask & passage.lanes;
+                if address & wanted != wanted {
+                    self.uninitialised(at, wanted & !address, "the address");
                 }
-                self.registers.sources = u32::MAX;
             }
             _ => {
-                self.registers.sources = match self.registers.rules.get(at.pc as usize) {
-                    Some(Rule::All) => all & preds,
-                    Some(Rule::Any) => any,
+                let preds = effects
+                    .pred_reads
+                    .iter()
+                    .fold(u32::MAX, |v, p| v & self.registers.preds[w][*p as usize]);
+                let fold = || effects.reads.iter().map(|r| of(*r));
+                self.registers.sources = match passage.rule {
+                    Rule::All => fold().fold(u32::MAX, |v, r| v & r) & preds,
+                    Rule::Any if !effects.reads.is_empty() => fold().fold(0, |v, r| v | r),
                     _ => u32::MAX,
                 };
+                self.registers.stored.clear();
             }
         }
-        self.registers.loaded = u32::MAX;
+        if self.registers.loaded != 0 {
+            self.registers.loaded = 0;
+            self.registers.undefined = [0; 32];
+        }
+        self.registers.each.clear();
+    }
+
+    /// A store goes to global memory: its values must be defined.
+    pub fn stored_to_global(&mut self, at: At, lanes: u32) {
+        let valid = self.registers.stored.iter().fold(u32::MAX, |v, s| v & s);
+        if lanes & !valid != 0 {
+            let what = "the value stored to global memory";
+            self.uninitialised(at, lanes & !valid, what);
+        }
+    }
+
+    /// Lanes in which a register (or several rows of one) of a warp is defined.
+    pub fn defined(&self, agent: super::Agent, row: u32, rows: u32) -> u32 {
+        let Some(all) = self.registers.rows.get(agent.0 as usize) else {
+            return u32::MAX;
+        };
+        (row..row + rows).fold(u32::MAX, |v, r| v & all[r as usize])
+    }
+
+    /// The handler says which lanes of the next register in the order of its results are defined.
+    pub fn define(&mut self, lanes: u32) {
+        self.registers.each.push(lanes);
+    }
+
+    /// Bytes that lane `lane` of the operation under way has loaded from shared memory and that are undefined.
+    pub fn undefined_bytes(&self, lane: usize) -> u32 {
+        self.registers.undefined[lane]
+    }
+
+    /// Undefined values have been stored to shared memory.
+    pub fn poison(&mut self, cta: u32, address: u32, bytes: u32) {
+        self.shared[cta as usize].poison(u64::from(address), u64::from(bytes));
     }
 
     /// After an operation that went through: its results are as valid as its sources.
@@ -191,12 +279,23 @@ impl Checker {
             return;
         }
         let r = &mut self.registers;
-        let valid = match r.rules.get(at.pc as usize) {
-            Some(Rule::Loaded) => r.loaded,
-            Some(Rule::Valid) | None => u32::MAX,
-            _ => r.sources,
+        let rule = r.passages[at.pc as usize].rule;
+        let valid = match rule {
+            Rule::All | Rule::Any => r.sources,
+            _ => u32::MAX,
         };
-        for (row, n) in &effects.writes {
+        let registers = effects.writes.len() as u32;
+        for (i, (row, n)) in effects.writes.iter().enumerate() {
+            let valid = match rule {
+                Rule::Each => r.each.get(i).copied().unwrap_or(u32::MAX),
+                Rule::Loaded if r.loaded != 0 => {
+                    let bytes = (r.loaded / registers).clamp(1, 32);
+                    let all = u32::MAX >> (32 - bytes);
+                    let part = |lane: usize| r.undefined[lane] >> (i as u32 * bytes) & all;
+                    (0..32).fold(0, |v, lane| v | u32::from(part(lane) != all) << lane)
+                }
+                _ => valid,
+            };
             for i in *row..*row + u32::from(*n) {
                 let v = &mut r.rows[w][i as usize];
                 *v = (*v & !mask) | (valid & mask);
@@ -231,24 +330,41 @@ impl Checker {
             return;
         }
         let shadow = &mut self.shared[cta as usize];
-        let bytes = u64::from(bytes);
-        if kind == Kind::Write {
-            let bad = mask & !self.registers.sources;
-            for lane in (0..32).filter(|l| bad >> l & 1 == 1) {
-                shadow.poison(u64::from(addresses[lane]), bytes);
+        let r = &mut self.registers;
+        let lanes = (0..32).filter(|l| mask >> l & 1 == 1);
+        if kind == Kind::Read {
+            r.loaded = bytes;
+            for lane in lanes {
+                let (a, n) = (u64::from(addresses[lane]), u64::from(bytes));
+                r.undefined[lane] = shadow.undefined_bytes(a, n);
             }
-            return;
-        }
-        for lane in (0..32).filter(|l| mask >> l & 1 == 1) {
-            let a = u64::from(addresses[lane]);
-            if shadow.first_uninitialised(a, bytes).is_some() {
-                self.registers.loaded &= !(1 << lane);
+        } else if !r.stored.is_empty() {
+            let size = bytes / r.stored.len() as u32;
+            for lane in lanes {
+                for (i, valid) in (0..).zip(&r.stored) {
+                    if valid >> lane & 1 == 0 {
+                        let a = u64::from(addresses[lane] + i * size);
+                        shadow.poison(a, u64::from(size));
+                    }
+                }
+            }
+        } else {
+            for lane in lanes.filter(|l| r.sources >> l & 1 == 0) {
+                shadow.poison(u64::from(addresses[lane]), u64::from(bytes));
             }
         }
     }
 
-    /// The tensor core and bulk stores act on what they read, and nobody has written this address.
-    pub(super) fn must_be_valid(&mut self, at: At, cta: u32, address: u64) {
+    /// The tensor core and bulk stores act on what they read, which has to be defined.
+    pub fn must_be_defined(&mut self, at: At, cta: u32, address: u32, bytes: u32) {
+        let shadow = &mut self.shared[cta as usize];
+        if let Some(a) = shadow.first_uninitialised(u64::from(address), u64::from(bytes)) {
+            self.undefined_operand(at, cta, a);
+        }
+    }
+
+    /// The tensor core or a bulk store reads an address that nobody has written.
+    pub(super) fn undefined_operand(&mut self, at: At, cta: u32, address: u64) {
         let message = format!(
             "{} reads shared address {address:#x} of CTA {cta}, which was never written",
             self.name(at.agent)

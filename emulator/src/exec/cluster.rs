@@ -54,6 +54,7 @@ impl Cluster {
         let check = launch.checks.then(|| {
             let collect = launch.device.settings.collect;
             let mut check = Checker::new(launch.program, size, warps, collect);
+            check.strict.enabled = launch.device.settings.strict;
             check.memory = ctas.iter().map(|c| c.shared.as_slice().as_ptr()).collect();
             Box::new(check)
         });

@@ -297,9 +297,8 @@ impl<'m> LowerCx<'m> {
                     _ => self.init_row(Init::Const64(v)),
                 }
             }
-            Operand::Special(name) => match Special::from_name(name) {
-                Some(s) => {
-                    let init = Init::Special(s);
+            Operand::Special(name) => match Init::special(name) {
+                Some(init) => {
                     if Self::rows_of(init.bits()) != Self::rows_of(width) {
                         return self.error(format!("{name} does not have {width} bits"));
                     }

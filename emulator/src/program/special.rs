@@ -1,6 +1,7 @@
 //! Special registers that keep their value during a warp's life, and the rows filled from them.
 
 use super::{Init, Special};
+use crate::exec::SHARED_BASE;
 
 impl Special {
     /// The register named in PTX (`%tid.x`), if it is constant during a warp's life.
@@ -54,6 +55,28 @@ impl Special {
 }
 
 impl Init {
+    /// What a special register holds, if it keeps it during a warp's life.
+    pub fn special(name: &str) -> Option<Init> {
+        if let Some(s) = Special::from_name(name) {
+            return Some(Init::Special(s));
+        }
+        let name = name.strip_prefix('%').unwrap_or(name);
+        Some(match name {
+            // The system's shared memory lies below the CTA's; the offsets inside of it name nothing here.
+            "reserved_smem_offset_begin" | "reserved_smem_offset_0" | "reserved_smem_offset_1" => {
+                Init::Const32(0)
+            }
+            "reserved_smem_offset_end" | "reserved_smem_offset_cap" => Init::Const32(SHARED_BASE),
+            // No kernel is part of a device graph here.
+            "current_graph_exec" => Init::Const64(0),
+            // Set by drivers to what they like, and performance counters whose behaviour the ISA leaves open.
+            _ if name.starts_with("envreg") => Init::Const32(0),
+            _ if name.starts_with("pm") && name.ends_with("_64") => Init::Const64(0),
+            _ if name.starts_with("pm") => Init::Const32(0),
+            _ => return None,
+        })
+    }
+
     /// Width of the value.
     pub fn bits(self) -> u32 {
         match self {

@@ -8,7 +8,7 @@
 //! | 49-51 | base offset |
 //! | 62-63 | swizzle: 0 none, 1 128 B, 2 64 B, 3 32 B (the reverse of a tensor map's code) |
 //!
-//! An operand of one instruction is always 32 bytes deep along K. It is made of 16-byte *pieces*; which element a
+//! An operand of one instruction is 32 bytes deep along K (B of a sparse instruction 64). It is made of 16-byte *pieces*; which element a
 //! piece starts with and where it lies depends on the majorness:
 //!
 //! * **K-major**: a piece is 16 bytes of one row (an index along M or N), piece 0 or 1 along K.
@@ -36,6 +36,8 @@ pub struct Tile {
     /// Number of XORed address bits: 0 none, 1 32 B, 2 64 B, 3 128 B (equals a tensor map's code).
     pub swizzle: u8,
     pub base_offset: u8,
+    /// Pieces of 16 bytes along K (for 16-bit types groups of 8 k): 2, for B beside a compressed A 4.
+    pub deep: u32,
     pub mn_major: bool,
 }
 
@@ -53,6 +55,7 @@ impl Tile {
                 _ => 1,
             },
             base_offset: ((descriptor >> 49) & 7) as u8,
+            deep: 2,
             mn_major,
         }
     }
@@ -69,7 +72,7 @@ impl Tile {
         a ^ ((a >> 7) & bits) << 4
     }
 
-    /// Shared address of piece `piece` (0 or 1) of row `row` of a K-major operand.
+    /// Shared address of piece `piece` (0, 1, …) of row `row` of a K-major operand.
     #[inline(always)]
     pub fn k_piece(&self, row: u32, piece: u32) -> u32 {
         let along_k = if self.swizzle == 0 { self.leading } else { 16 };
@@ -103,12 +106,11 @@ impl Tile {
     pub fn pieces(&self, rows: std::ops::Range<u32>, mut f: impl FnMut(u32)) {
         if self.mn_major {
             for piece in rows.start / 8..rows.end.div_ceil(8) {
-                (0..16).for_each(|k| f(self.mn_piece(piece, k)));
+                (0..8 * self.deep).for_each(|k| f(self.mn_piece(piece, k)));
             }
         } else {
             for row in rows {
-                f(self.k_piece(row, 0));
-                f(self.k_piece(row, 1));
+                (0..self.deep).for_each(|piece| f(self.k_piece(row, piece)));
             }
         }
     }

@@ -5,6 +5,7 @@ use super::exact::{self, Rule, Term};
 use super::format::{Format, f16_to_f32, f32_to_f16};
 use super::kernel::{self, Accumulators};
 use super::panel::{self, MAX_K, Panels, RawA, SourceA};
+use super::sparse;
 use super::wgmma::{Mma, Output};
 use crate::exec::Row;
 use crate::program::RowId;
@@ -49,8 +50,10 @@ pub struct Operands<'a> {
     pub b: Tile,
     /// D is added to.
     pub keep: bool,
+    /// Metadata registers of the warps, if A is compressed.
+    pub metadata: Option<&'a [[u32; 32]; 4]>,
     pub shared: &'a [u8],
-    /// Use the hardware's arithmetic ([`super::exact`]) for floating types.
+    /// Use the hardware's arithmetic ([`super::exact`]) for floating types (dense ones: nobody has measured the others).
     pub exact: bool,
 }
 
@@ -79,7 +82,23 @@ pub unsafe fn run(mma: &Mma, operands: &Operands, regs: [*mut Row; 4], rows: &[R
             // SAFETY: the caller's promise; the scratch has n/2 rows for each warp.
             unsafe { from_f16(d, wide) };
         }
-        for first in (0..mma.depth).step_by(MAX_K) {
+        if let Some(metadata) = operands.metadata {
+            let d = match mma.d {
+                Output::F16 => in_scratch(wide, mma.n),
+                _ => Accumulators {
+                    regs,
+                    rows: &rows[..mma.planes()],
+                },
+            };
+            // SAFETY: the caller's promise; the scratch has the rows that IDENTITY names.
+            unsafe { sparse::multiply(mma, raw, (&operands.b, shared), metadata, d, keep) };
+        }
+        let dense = if operands.metadata.is_some() {
+            0
+        } else {
+            mma.depth
+        };
+        for first in (0..dense).step_by(MAX_K) {
             let along_k = first..mma.depth.min(first + MAX_K);
             let depth = along_k.len();
             panel::unpack_a(&mut panels.a, raw, mma.a, along_k.clone(), mma.negate_a);

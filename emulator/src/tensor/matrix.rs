@@ -177,6 +177,50 @@ fn report_access(cx: &mut Cx, m: &Matrices, offsets: &[u32; 32], kind: Kind) {
     }
 }
 
+/// Where element `e` (0 or 1) of lane `l` stands in its matrix: byte of the row, row, column.
+fn element_of(l: usize, e: usize, transposed: bool) -> (usize, usize, usize) {
+    let (g, t) = (l / 4, 2 * (l % 4));
+    let (row, column) = if transposed { (t + e, g) } else { (g, t + e) };
+    (2 * column, row, column)
+}
+
+fn lanes_of(f: impl Fn(usize) -> bool) -> u32 {
+    (0..32).fold(0, |v, l| v | u32::from(f(l)) << l)
+}
+
+/// Which of the loaded registers are defined: those with a defined byte.
+fn define_loaded(cx: &mut Cx, m: &Matrices) {
+    let Some(check) = cx.cluster().check.as_deref_mut() else {
+        return;
+    };
+    for matrix in 0..m.count {
+        let lanes = lanes_of(|l| {
+            [0, 1].into_iter().any(|e| {
+                let (byte, row, _) = element_of(l, e, m.transposed);
+                check.undefined_bytes(8 * matrix + row) >> byte & 3 != 3
+            })
+        });
+        check.define(lanes);
+    }
+}
+
+/// Undefined elements make the bytes that they go to undefined.
+fn poison_stored(cx: &mut Cx, m: &Matrices, rows: &[u32], offsets: &[u32; 32]) {
+    let (at, cta) = (cx.at(), cx.cta().rank);
+    let Some(check) = cx.cluster().check.as_deref_mut() else {
+        return;
+    };
+    for (matrix, row) in rows.iter().enumerate() {
+        let defined = check.defined(at.agent, *row, 1);
+        for l in (0..32).filter(|l| defined >> l & 1 == 0) {
+            for e in 0..2 {
+                let (byte, row, _) = element_of(l, e, m.transposed);
+                check.poison(cta, offsets[8 * matrix + row] + byte as u32, 2);
+            }
+        }
+    }
+}
+
 /// SAFETY of the handlers: called by the run loop with an operation of its own program.
 unsafe fn ldmatrix(cx: &mut Cx, op: &Op) -> Flow {
     match converged(cx) {
@@ -192,6 +236,7 @@ unsafe fn ldmatrix(cx: &mut Cx, op: &Op) -> Flow {
             Err(flow) => return flow,
         };
         report_access(cx, m, &offsets, Kind::Read);
+        define_loaded(cx, m);
         let rows = &cx.launch.program.lists[*list as usize];
         let shared = (*cx.cta).shared.as_slice();
         let mut values = [[0u32; 32]; 4];
@@ -234,6 +279,7 @@ unsafe fn stmatrix(cx: &mut Cx, op: &Op) -> Flow {
         report_access(cx, m, &offsets, Kind::Write);
         cx.cluster().stores += 1;
         let rows = &cx.launch.program.lists[*list as usize];
+        poison_stored(cx, m, rows, &offsets);
         let shared = (*cx.cta).shared.as_mut_slice();
         for (matrix, row) in rows.iter().enumerate() {
             let values = cx.row(*row);
@@ -255,6 +301,16 @@ unsafe fn movmatrix(cx: &mut Cx, op: &Op) -> Flow {
         Ok(true) => {}
         Ok(false) => return Flow::Next,
         Err(flow) => return flow,
+    }
+    let at = cx.at();
+    if let Some(check) = cx.cluster().check.as_deref_mut() {
+        let from = check.defined(at.agent, op.src[0], 1);
+        check.define(lanes_of(|l| {
+            [0, 1].into_iter().any(|e| {
+                let (_, row, column) = element_of(l, e, true);
+                from >> (4 * row + column / 2) & 1 == 1
+            })
+        }));
     }
     // SAFETY: as above.
     unsafe {

@@ -3,6 +3,7 @@
 //! ```text
 //! mma.sync.aligned.shape.row.col.dtype.atype.btype.ctype d, a, b, c;
 //! mma.sync.aligned.shape.row.col{.satfinite}.s32.atype.btype.s32 d, a, b, c;
+//! mma.sp{::ordered_metadata}.sync.aligned.shape.row.col… d, a, b, c, metadata, selector;
 //! mma.sync.aligned.shape.row.col.s32.b1.b1.s32.{xor,and}.popc d, a, b, c;
 //! ```
 //!
@@ -22,11 +23,15 @@
 //! Arithmetic: f32 accumulation in order of k (products of the narrow types are exact); f16 results are rounded once at
 //! the end; f64 uses fused multiply-adds in order of k.
 //!
-//! `.rn` may be written for f64; the other roundings and mma.sp are not implemented. m8n8k4 of f16 is in [`super::quad`].
+//! A of mma.sp is compressed ([`super::sparse`]): its fragment is that of half of K.
+//!
+//! `.rn` may be written for f64; the other roundings are not implemented. m8n8k4 of f16 is in [`super::quad`].
 
 use super::converged;
 use super::exact::{self, Rule, Term};
 use super::format::{Format, f16_to_f32, f32_to_f16};
+use super::sparse;
+use crate::check::{Agent, Checker};
 use crate::exec::{Cx, Flow};
 use crate::program::lower::{LowerCx, Result};
 use crate::program::{Class, Op, RowId};
@@ -48,7 +53,7 @@ enum Bits {
     And,
 }
 
-/// Extension record. The list of rows is D, A, B, C.
+/// Extension record. The list of rows is D, A, B, C, and the metadata of a compressed A.
 #[derive(Debug, Clone, Copy)]
 struct Mma {
     /// 8 or 16; N is always 8.
@@ -60,14 +65,24 @@ struct Mma {
     c: Output,
     saturate: bool,
     bits: Bits,
+    /// A is compressed: the sparsity selector.
+    sparse: Option<usize>,
     list: u32,
 }
 
 impl Mma {
+    /// Elements along K of A as it is stored.
+    fn a_depth(&self) -> usize {
+        if self.sparse.is_some() {
+            self.k / 2
+        } else {
+            self.k
+        }
+    }
     fn a_registers(&self) -> usize {
         match self.a {
             Format::F64 => self.m * self.k / 32,
-            f => self.m * self.k * f.bits() as usize / 1024,
+            f => self.m * self.a_depth() * f.bits() as usize / 1024,
         }
     }
     fn b_registers(&self) -> usize {
@@ -102,6 +117,18 @@ fn exists(m: &Mma) -> bool {
     }
     let floats = matches!(d, Output::F32 | Output::F16);
     let integers = d == Output::S32;
+    if m.sparse.is_some() {
+        return m.m == 16
+            && match (m.a, m.b) {
+                (F16, F16) => matches!(m.k, 16 | 32) && floats,
+                (Bf16, Bf16) => matches!(m.k, 16 | 32) && d == Output::F32,
+                (Tf32, Tf32) => matches!(m.k, 8 | 16) && d == Output::F32,
+                (E4m3 | E5m2, E4m3 | E5m2) => m.k == 64 && floats,
+                (S8 | U8, S8 | U8) => matches!(m.k, 32 | 64) && integers,
+                (S4 | U4, S4 | U4) => matches!(m.k, 64 | 128) && integers,
+                _ => false,
+            };
+    }
     match (m.a, m.b) {
         (F16, F16) => m.m == 16 && matches!(m.k, 8 | 16) && floats,
         (Bf16, Bf16) => m.m == 16 && matches!(m.k, 8 | 16) && d == Output::F32,
@@ -122,8 +149,11 @@ pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
     if parts[0] != "mma" {
         return Ok(false);
     }
-    let ["sync", "aligned", shape, "row", "col", ref types @ ..] = parts[1..] else {
-        return cx.unsupported(i, "only mma.sync.aligned.shape.row.col is implemented");
+    let compressed = matches!(parts[1], "sp" | "sp::ordered_metadata");
+    let ["sync", "aligned", shape, "row", "col", ref types @ ..] =
+        parts[1 + usize::from(compressed)..]
+    else {
+        return cx.unsupported(i, "only mma{.sp}.sync.aligned.shape.row.col is implemented");
     };
     let Some((m, k)) = shape
         .strip_prefix('m')
@@ -164,6 +194,7 @@ pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
         c,
         saturate,
         bits,
+        sparse: compressed.then_some(0),
         list: 0,
     };
     if !exists(&mma)
@@ -173,9 +204,18 @@ pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
     {
         return cx.unsupported(i, "this combination of shape and types is not implemented");
     }
-    let [od, oa, ob, oc] = &i.operands[..] else {
+    let [od, oa, ob, oc, metadata @ ..] = &i.operands[..] else {
         return cx.unsupported(i, "operands d, a, b, c expected");
     };
+    if metadata.len() != if compressed { 2 } else { 0 } {
+        return cx.unsupported(i, "metadata and selector belong to mma.sp, and only there");
+    }
+    if let [_, selector] = metadata {
+        match cx.constant(selector) {
+            Some(s) if (0..sparse::selectors(a, k)).contains(&s) => mma.sparse = Some(s as usize),
+            _ => return cx.unsupported(i, "no sparsity selector of this shape"),
+        }
+    }
     let operand_type = if a == Format::F64 { Ty::F64 } else { Ty::B32 };
     let result_type = |o: Output| match o {
         Output::F32 => Ty::F32,
@@ -198,6 +238,9 @@ pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
     if !matches!(od, Operand::Vector(v) if v.len() == want) && want != 1 {
         return cx.unsupported(i, &format!("D needs {want} registers"));
     }
+    if let [metadata, _] = metadata {
+        rows.push(cx.src(metadata, Ty::B32)?);
+    }
     mma.list = cx.list(rows);
     let mut op = LowerCx::new_op(mma_sync, Class::Tensor);
     op.ext = cx.ext(mma);
@@ -216,32 +259,99 @@ unsafe fn mma_sync(cx: &mut Cx, op: &Op) -> Flow {
     let rows = &cx.launch.program.lists[m.list as usize];
     let (d, rest) = rows.split_at(m.c_registers(m.d));
     let (a, rest) = rest.split_at(m.a_registers());
-    let (b, c) = rest.split_at(m.b_registers());
+    let (b, rest) = rest.split_at(m.b_registers());
+    let (c, metadata) = rest.split_at(m.c_registers(m.c));
+    // SAFETY: see above.
+    let order = unsafe { order(cx, m, metadata.first().copied()) };
     let (warp, pc) = (cx.warp().index, cx.pc);
     if let Some(counters) = &mut cx.cluster().counters {
         counters.tensor(warp, pc, (2 * 8 * m.m * m.k) as u64, 0);
+    }
+    let at = cx.at();
+    if let Some(check) = cx.cluster().check.as_deref_mut() {
+        define(check, at.agent, m, [a, b, c]);
     }
     // SAFETY: see above.
     unsafe {
         match m.d {
             Output::F64 => doubles(cx, m, d, a, b, c),
-            Output::S32 => integers(cx, m, d, a, b, c),
-            _ => floats(cx, m, d, a, b, c),
+            Output::S32 => integers(cx, m, &order, d, a, b, c),
+            _ => floats(cx, m, &order, d, a, b, c),
         }
     }
     Flow::Next
 }
 
-/// Rows of up to 32 bytes along K: of A (16) and of B (8 columns).
+/// Which elements of D are defined: those whose row of A, column of B and element of C are.
+fn define(check: &mut Checker, agent: Agent, m: &Mma, [a, b, c]: [&[RowId]; 3]) {
+    let of = |check: &Checker, rows: &[RowId], n| {
+        let each = |row: &RowId| check.defined(agent, *row, n);
+        rows.iter().map(each).collect::<Vec<u32>>()
+    };
+    let rows = if m.d == Output::F64 { 2 } else { 1 };
+    let (a, b, c) = (of(check, a, rows), of(check, b, rows), of(check, c, rows));
+    if a.iter().chain(&b).chain(&c).all(|v| *v == u32::MAX) {
+        return;
+    }
+    // Lanes 4g..4g+4 hold row g (or g + 8, in every second register) of A and column g of B.
+    let halves = if m.m == 16 { 2 } else { 1 };
+    let all = |v: &[u32], first: usize, step: usize| {
+        v.iter()
+            .skip(first)
+            .step_by(step)
+            .fold(u32::MAX, |v, r| v & r)
+    };
+    let a = [all(&a, 0, halves), all(&a, halves - 1, halves)];
+    let b = all(&b, 0, 1);
+    let quad = |lanes: u32, g: usize| lanes >> (4 * g) & 0xf == 0xf;
+    for (i, c) in c.iter().enumerate() {
+        let elements = if m.d == Output::F16 {
+            2 * i..2 * i + 2
+        } else {
+            i..i + 1
+        };
+        let lanes = (0..32).fold(0, |v, l| {
+            // Of two packed elements one is enough (see `check::valid`).
+            let defined = elements.clone().any(|i| {
+                let (row, column) = place(l, i);
+                quad(a[row / 8], row % 8) && quad(b, column)
+            });
+            v | u32::from(defined && c >> l & 1 == 1) << l
+        });
+        check.define(lanes);
+    }
+}
+
+/// Where along K the elements of each row of A stand.
+type Order = [[u8; 128]; 16];
+
+/// # Safety
+/// The metadata's row belongs to the program of `cx`.
+unsafe fn order(cx: &Cx, m: &Mma, metadata: Option<RowId>) -> Order {
+    let (Some(row), Some(selector)) = (metadata, m.sparse) else {
+        return [std::array::from_fn(|k| k as u8); 16];
+    };
+    // SAFETY: the caller's.
+    let rows = sparse::rows(m.a, m.k, selector, unsafe { cx.row(row) });
+    rows.map(|row| {
+        let mut order = [0; 128];
+        for (i, k) in order[..m.a_depth()].iter_mut().enumerate() {
+            *k = sparse::position(m.a, row, i) as u8;
+        }
+        order
+    })
+}
+
+/// Rows along K: 16 of A, 8 columns of B.
 struct Bytes {
     a: [[u8; 32]; 16],
-    b: [[u8; 32]; 8],
+    b: [[u8; 64]; 8],
 }
 
 unsafe fn gather(cx: &Cx, m: &Mma, a: &[RowId], b: &[RowId]) -> Bytes {
     let mut out = Bytes {
         a: [[0; 32]; 16],
-        b: [[0; 32]; 8],
+        b: [[0; 64]; 8],
     };
     for (r, row) in a.iter().enumerate() {
         // SAFETY: the caller's.
@@ -268,7 +378,15 @@ fn place(l: usize, i: usize) -> (usize, usize) {
     (l / 4 + 8 * (i / 2), 2 * (l % 4) + i % 2)
 }
 
-unsafe fn floats(cx: &mut Cx, m: &Mma, d: &[RowId], a: &[RowId], b: &[RowId], c: &[RowId]) {
+unsafe fn floats(
+    cx: &mut Cx,
+    m: &Mma,
+    order: &Order,
+    d: &[RowId],
+    a: &[RowId],
+    b: &[RowId],
+    c: &[RowId],
+) {
     // SAFETY: the caller's.
     unsafe {
         let bytes = gather(cx, m, a, b);
@@ -283,19 +401,19 @@ unsafe fn floats(cx: &mut Cx, m: &Mma, d: &[RowId], a: &[RowId], b: &[RowId], c:
             }
         }
         // B with k outermost, so that the inner loop runs over the 8 columns.
-        let mut panel = [[0f32; 8]; 32];
+        let mut panel = [[0f32; 8]; 64];
         for (column, row) in bytes.b.iter().enumerate() {
             for k in 0..m.k {
                 panel[k][column] = m.b.float(row, k);
             }
         }
         if cx.launch.device.settings.exact_mma {
-            exactly(m, &bytes, &mut sum);
+            exactly(m, &bytes, order, &mut sum);
         } else {
-            for (row, sum) in bytes.a.iter().zip(&mut sum[..m.m]) {
-                for (k, b) in panel[..m.k].iter().enumerate() {
-                    let v = m.a.float(row, k);
-                    for (s, b) in sum.iter_mut().zip(b) {
+            for ((row, order), sum) in bytes.a.iter().zip(order).zip(&mut sum[..m.m]) {
+                for (i, k) in order[..m.a_depth()].iter().enumerate() {
+                    let v = m.a.float(row, i);
+                    for (s, b) in sum.iter_mut().zip(&panel[usize::from(*k)]) {
                         *s += v * b;
                     }
                 }
@@ -327,32 +445,45 @@ unsafe fn floats(cx: &mut Cx, m: &Mma, d: &[RowId], a: &[RowId], b: &[RowId], c:
 }
 
 /// The sums in the arithmetic of the hardware.
-fn exactly(m: &Mma, bytes: &Bytes, sum: &mut [[f32; 8]; 16]) {
+fn exactly(m: &Mma, bytes: &Bytes, order: &Order, sum: &mut [[f32; 8]; 16]) {
     let rule = Rule::mma(m.d == Output::F16);
-    let vector = |row: &[u8; 32], format: Format| {
-        let values: Vec<f32> = (0..m.k).map(|k| format.float(row, k)).collect();
+    let vector = |values: Vec<f32>, format: Format| {
         let terms: Vec<Term> = values.iter().map(|v| Term::new(*v, format)).collect();
         (values, terms)
     };
-    let b = bytes.b.each_ref().map(|row| vector(row, m.b));
-    for (row, sum) in bytes.a.iter().zip(&mut sum[..m.m]) {
-        let (av, at) = vector(row, m.a);
-        for ((bv, bt), s) in b.iter().zip(sum) {
-            *s = exact::element((&av, &at), (bv, bt), *s, rule);
+    let depth = m.a_depth();
+    for ((row, order), sum) in bytes.a.iter().zip(order).zip(&mut sum[..m.m]) {
+        let (av, at) = vector((0..depth).map(|i| m.a.float(row, i)).collect(), m.a);
+        for (column, s) in bytes.b.iter().zip(sum) {
+            let values = order[..depth]
+                .iter()
+                .map(|k| m.b.float(column, usize::from(*k)));
+            let (bv, bt) = vector(values.collect(), m.b);
+            *s = exact::element((&av, &at), (&bv, &bt), *s, rule);
         }
     }
 }
 
-unsafe fn integers(cx: &mut Cx, m: &Mma, d: &[RowId], a: &[RowId], b: &[RowId], c: &[RowId]) {
+unsafe fn integers(
+    cx: &mut Cx,
+    m: &Mma,
+    order: &Order,
+    d: &[RowId],
+    a: &[RowId],
+    b: &[RowId],
+    c: &[RowId],
+) {
     // SAFETY: the caller's.
     unsafe {
         let bytes = gather(cx, m, a, b);
         let mut results = [[0i32; 8]; 16];
-        for (a, out) in bytes.a.iter().zip(&mut results[..m.m]) {
+        for ((a, order), out) in bytes.a.iter().zip(order).zip(&mut results[..m.m]) {
             for (b, out) in bytes.b.iter().zip(out) {
                 *out = if m.bits == Bits::None {
-                    (0..m.k)
-                        .map(|k| m.a.integer(a, k) * m.b.integer(b, k))
+                    order[..m.a_depth()]
+                        .iter()
+                        .enumerate()
+                        .map(|(i, k)| m.a.integer(a, i) * m.b.integer(b, usize::from(*k)))
                         .sum()
                 } else {
                     let combine = |x: u8, y: u8| if m.bits == Bits::Xor { x ^ y } else { x & y };

@@ -1,4 +1,4 @@
-//! The tensor core: wgmma, mma.sync, ldmatrix, stmatrix.
+//! The tensor core: wgmma, mma.sync (dense and sparse), ldmatrix, stmatrix.
 //!
 //! * [`wgmma`] lowers the asynchronous warpgroup instructions; their handlers feed the warpgroup's [`queue`], which
 //!   decides when an operation takes effect. [`execute`] then carries it out: operands are found through the matrix
@@ -20,6 +20,7 @@ pub mod panel;
 mod quad;
 pub(crate) mod queue;
 pub mod registers;
+mod sparse;
 #[cfg(test)]
 mod tests;
 pub mod wgmma;

@@ -113,7 +113,7 @@ impl RawA {
     }
 
     /// The 32 bytes of a row along K.
-    fn k_row(&self, row: usize) -> [u8; 32] {
+    pub(super) fn k_row(&self, row: usize) -> [u8; 32] {
         let mut out = [0; 32];
         if self.mn_major {
             for k in 0..16 {
@@ -149,6 +149,7 @@ pub fn out_of_bounds(tile: &Tile, rows: u32, shared_bytes: usize) -> Option<u32>
             },
         )
     };
+    let far = far * u64::from(tile.deep - 1);
     let last = u64::from(tile.start) + groups + far + 8 * u64::from(tile.width());
     if tile.start >= SHARED_BASE && (last | 127) < end {
         return None;

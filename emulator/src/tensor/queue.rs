@@ -17,7 +17,7 @@
 use super::descriptor::Tile;
 use super::execute;
 use super::panel::{RawA, SourceA, out_of_bounds};
-use super::wgmma::Mma;
+use super::wgmma::{Mma, Output};
 use crate::check::{Agent, At, Checker, Fence, FindingKind, SiteRef};
 use crate::device::{Fault, Policy};
 use crate::exec::{Cta, Cx, Flow, Wait};
@@ -34,6 +34,8 @@ pub(super) struct Entry {
     pub a: SourceA,
     pub b: Tile,
     descriptors: [u64; 2],
+    /// Metadata registers of the warps, if A is compressed.
+    metadata: Option<Box<[[u32; 32]; 4]>>,
     /// scale-d: D is added to.
     pub keep: bool,
     /// Warps that have issued it.
@@ -180,8 +182,12 @@ unsafe fn try_issue(cx: &mut Cx, op: &Op) -> Result<Flow, Flow> {
             ext: op.ext,
             list,
             a,
-            b: Tile::decode(descriptors[1], mma.b_mn_major),
+            b: Tile {
+                deep: if mma.sparse.is_some() { 4 } else { 2 },
+                ..Tile::decode(descriptors[1], mma.b_mn_major)
+            },
             descriptors,
+            metadata: mma.sparse.map(|_| Box::new([[0; 32]; 4])),
             keep,
             issued: 0,
             broken: false,
@@ -213,6 +219,7 @@ unsafe fn try_issue(cx: &mut Cx, op: &Op) -> Result<Flow, Flow> {
             if let Some(v) = check.tensor.issue(at.agent.0, index, pc, mma, rows) {
                 report_violation(check, at, v);
             }
+            define(check, at.agent, mma, rows, keep);
             check.fork(at, "wgmma")
         }
         None => at.agent,
@@ -227,6 +234,10 @@ unsafe fn try_issue(cx: &mut Cx, op: &Op) -> Result<Flow, Flow> {
             let lanes = unsafe { &(*regs.add(*row as usize)).0 };
             raw.set_fragment(w, r, lanes);
         }
+    }
+    if let Some(metadata) = &mut entry.metadata {
+        // SAFETY: a row of the executing program.
+        metadata[w] = unsafe { (*regs.add(op.src[2] as usize)).0 };
     }
     let from_shared = matches!(entry.a, SourceA::Descriptor(_));
     entry.agents[w] = agent;
@@ -252,6 +263,32 @@ unsafe fn try_issue(cx: &mut Cx, op: &Op) -> Result<Flow, Flow> {
     Ok(Flow::Next)
 }
 
+/// Which elements of D are defined: those whose row of A is, if A is in registers, and which are not added to something undefined.
+/// (What is read from shared memory has to be defined.)
+fn define(check: &mut Checker, agent: Agent, mma: &Mma, rows: &[u32], keep: bool) {
+    let (d, a) = rows.split_at(mma.planes());
+    // Every second register holds row g + 8 of lanes 4g..4g+4.
+    let mut of_rows = [u32::MAX; 2];
+    for (r, row) in a.iter().enumerate() {
+        let defined = check.defined(agent, *row, 1);
+        for g in (0..8).filter(|g| defined >> (4 * g) & 0xf != 0xf) {
+            of_rows[r % 2] &= !(0xf << (4 * g));
+        }
+    }
+    for (i, row) in d.iter().enumerate() {
+        let half = match mma.d {
+            Output::F16 => i % 2,
+            _ => i / 2 % 2,
+        };
+        let old = if keep {
+            check.defined(agent, *row, 1)
+        } else {
+            u32::MAX
+        };
+        check.define(old & of_rows[half]);
+    }
+}
+
 /// What can be wrong with descriptors by themselves. `Ok(true)`: reported, cannot be executed.
 fn check_descriptors(cx: &mut Cx, mma: &Mma, group: usize, position: usize) -> Result<bool, Flow> {
     let e = &cx.cta().warpgroups[group].queue[position];
@@ -272,6 +309,13 @@ fn check_descriptors(cx: &mut Cx, mma: &Mma, group: usize, position: usize) -> R
                 "the descriptor of {name} has base offset {}; only 0 is supported",
                 tile.base_offset
             );
+            if let Some(flow) = misuse(cx, FindingKind::WgmmaOperand, message, None) {
+                return Err(flow);
+            }
+            broken = true;
+        }
+        if tile.deep > 2 && tile.swizzle == 1 && !tile.mn_major {
+            let message = format!("{name} has 64 bytes along K and its swizzle 32");
             if let Some(flow) = misuse(cx, FindingKind::WgmmaOperand, message, None) {
                 return Err(flow);
             }
@@ -359,6 +403,7 @@ fn retire(cx: &mut Cx, group: usize) -> bool {
                 a: &entry.a,
                 b: entry.b,
                 keep: entry.keep,
+                metadata: entry.metadata.as_deref(),
                 shared: cta.shared.as_slice(),
                 exact: cx.launch.device.settings.exact_mma,
             };

@@ -244,6 +244,7 @@ mod tests {
             negate_b: false,
             saturate: false,
             overwrites: false,
+            sparse: None,
         }
     }
 

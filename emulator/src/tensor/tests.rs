@@ -230,6 +230,7 @@ fn default_mma(d: Output, a: Format, b: Format, n: usize) -> Mma {
         negate_b: false,
         saturate: false,
         overwrites: false,
+        sparse: None,
     }
 }
 
@@ -295,6 +296,7 @@ fn check(rng: &mut Rng, mut case: Case) {
         a: &source,
         b: tile,
         keep: case.keep,
+        metadata: None,
         shared: &shared,
         exact: case.exact,
     };
@@ -510,6 +512,7 @@ fn saturation_clamps_the_sum() {
         a: &a,
         b: Tile::decode(descriptor, false),
         keep: true,
+        metadata: None,
         shared: &shared,
         exact: false,
     };

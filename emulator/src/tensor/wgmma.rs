@@ -4,6 +4,7 @@
 //! wgmma.mma_async.sync.aligned.m64nNkK.dtype.atype.btype d, a|a-desc, b-desc, scale-d, imm-scale-a, imm-scale-b[, imm-trans-a][, imm-trans-b];
 //! wgmma.mma_async.sync.aligned.m64nNk32[.satfinite].s32.atype.btype d, a|a-desc, b-desc, scale-d;
 //! wgmma.mma_async.sync.aligned.m64nNk256.s32.b1.b1.and.popc d, a|a-desc, b-desc, scale-d;
+//! wgmma.mma_async.sp.sync.aligned.m64nNkK.types d, a|a-desc, b-desc, metadata, selector, scale-d, …as above;
 //! wgmma.fence.sync.aligned; wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned N;
 //! ```
 //!
@@ -11,10 +12,10 @@
 //! descriptors, scale-d and the A fragment. (Modifying the fragment before the wait is undefined; the checker reports
 //! it, so that reading it early loses nothing.)
 //!
-//! Not implemented: `wgmma.mma_async.sp` (an error at module load).
+//! The A of `.sp` is compressed ([`super::sparse`]): K is twice that of the dense instruction.
 
 use super::format::Format;
-use super::{converged, queue};
+use super::{converged, queue, sparse};
 use crate::exec::{Cx, Flow};
 use crate::program::lower::{LowerCx, Result};
 use crate::program::{Class, InFlight, Op, Pred};
@@ -45,6 +46,8 @@ pub struct Mma {
     pub saturate: bool,
     /// scale-d is the literal 0: D is only written.
     pub overwrites: bool,
+    /// A is compressed: the sparsity selector.
+    pub sparse: Option<usize>,
 }
 
 impl Mma {
@@ -111,8 +114,8 @@ pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
             op.imm = i64::from(n);
             cx.emit(i, op)?;
         }
-        ["mma_async", "sync", "aligned", ref rest @ ..] => mma(cx, i, rest)?,
-        ["mma_async", "sp", ..] => return cx.unsupported(i, "sparse wgmma is not implemented"),
+        ["mma_async", "sync", "aligned", ref rest @ ..] => mma(cx, i, rest, false)?,
+        ["mma_async", "sp", "sync", "aligned", ref rest @ ..] => mma(cx, i, rest, true)?,
         _ => return cx.unsupported(i, "unknown form of wgmma"),
     }
     Ok(true)
@@ -147,7 +150,7 @@ fn constant<'o>(
     }
 }
 
-fn mma(cx: &mut LowerCx, i: &Instr, rest: &[&str]) -> Result<()> {
+fn mma(cx: &mut LowerCx, i: &Instr, rest: &[&str], compressed: bool) -> Result<()> {
     let Some((n, k)) = rest.first().and_then(|s| shape(s)) else {
         return cx.unsupported(i, "shape m64nNkK expected");
     };
@@ -173,13 +176,13 @@ fn mma(cx: &mut LowerCx, i: &Instr, rest: &[&str]) -> Result<()> {
         }
         _ => return cx.unsupported(i, "types of D, A and B expected"),
     };
-    if !valid_types(d, a, b) {
+    if !valid_types(d, a, b) || compressed && a == Format::B1 {
         return cx.unsupported(i, "this combination of types does not exist");
     }
     if saturate && (d != Output::S32 || a == Format::B1) {
         return cx.unsupported(i, "satfinite is for 8-bit integers");
     }
-    let depth = 256 / a.bits() as usize;
+    let depth = if compressed { 512 } else { 256 } / a.bits() as usize;
     if k != depth {
         return cx.unsupported(i, &format!("K must be {depth} for these types"));
     }
@@ -194,6 +197,15 @@ fn mma(cx: &mut LowerCx, i: &Instr, rest: &[&str]) -> Result<()> {
         return cx.unsupported(i, "operands d, a, b expected");
     };
     let a_in_registers = matches!(a_operand, Operand::Vector(_));
+    let metadata = if compressed { operands.next() } else { None };
+    let selector = match operands.clone().next().and_then(|o| cx.constant(o)) {
+        _ if !compressed => None,
+        Some(s) if (0..sparse::selectors(a, k)).contains(&s) => {
+            operands.next();
+            Some(s as usize)
+        }
+        _ => return cx.unsupported(i, "no sparsity selector of this shape"),
+    };
     let Some(scale_d) = operands.next() else {
         return cx.unsupported(i, "scale-d expected");
     };
@@ -210,6 +222,7 @@ fn mma(cx: &mut LowerCx, i: &Instr, rest: &[&str]) -> Result<()> {
         negate_b: false,
         saturate,
         overwrites: cx.constant(scale_d) == Some(0),
+        sparse: selector,
     };
     if !a.is_integer() {
         info.negate_a = constant(cx, i, &mut operands, "imm-scale-a", [1, -1])? == -1;
@@ -266,6 +279,9 @@ fn mma(cx: &mut LowerCx, i: &Instr, rest: &[&str]) -> Result<()> {
         op.src[0] = cx.src(a_operand, Ty::B64)?;
     }
     op.src[1] = cx.src(b_operand, Ty::B64)?;
+    if let Some(metadata) = metadata {
+        op.src[2] = cx.src(metadata, Ty::B32)?;
+    }
     op.psrc = psrc;
     op.imm = i64::from(cx.list(rows));
     op.ext = cx.ext(info);

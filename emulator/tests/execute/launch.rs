@@ -123,6 +123,91 @@ fn a_result_does_not_depend_on_the_number_of_host_threads() {
     assert!(orders.len() > 1, "the seed changes the order");
 }
 
+/// Two CTAs on a device that holds one: the second of an order (`{order}` puts it into %c) waits for a flag that the first sets.
+fn one_after_the_other(order: &str, start_any: bool, seed: u64) -> Result<(), LaunchError> {
+    let text = kernel(&format!(
+        ".reg .u32 %c,%x; .reg .u64 %i; .reg .pred %p; ld.param.u64 %i,[in]; {order} setp.eq.u32 %p,%c,0; @%p bra SET;
+         WAIT: ld.acquire.gpu.global.u32 %x,[%i]; setp.eq.u32 %p,%x,0; @%p bra WAIT; bra DONE;
+         SET: st.release.gpu.global.u32 [%i],1; DONE:"
+    ));
+    let settings = Settings {
+        sm_count: 1,
+        start_any,
+        memory_bytes: 1 << 30,
+        step_limit: 1_000_000,
+        ..Settings::default()
+    };
+    let d = Device::new(0, settings).unwrap();
+    let m = module(&d, &text);
+    let (out, flags) = (upload(&d, &[0u32]), upload(&d, &[0u32; 2]));
+    let config = LaunchConfig {
+        dynamic_shared: 200 << 10,
+        ..config(2, 1)
+    };
+    let params = Params::default().u64(out).u64(flags);
+    d.launch(&m.entries["k"], config, &params.0, seed).map(drop)
+}
+
+#[test]
+fn who_relies_on_the_order_in_which_ctas_start_is_found_and_tickets_are_not() {
+    let by_index = "mov.u32 %c,%ctaid.x;";
+    let by_ticket = "atom.global.add.u32 %c,[%i+4],1;";
+    let seeds = 0..8;
+    for seed in seeds.clone() {
+        one_after_the_other(by_index, false, seed).expect("CTAs start by index");
+        one_after_the_other(by_ticket, false, seed).expect("tickets");
+        one_after_the_other(by_ticket, true, seed).expect("tickets in any order");
+    }
+    let found = seeds
+        .filter_map(|seed| one_after_the_other(by_index, true, seed).err())
+        .collect::<Vec<_>>();
+    assert!(!found.is_empty(), "no seed starts the second CTA first");
+    for f in found {
+        let text = format!("{f:?}");
+        assert!(
+            text.contains("Livelock") || text.contains("Deadlock"),
+            "{text}"
+        );
+    }
+}
+
+/// What a kernel without launch bounds names is more than its machine code keeps: a block of 1024 threads must fit.
+#[test]
+fn an_estimate_of_registers_does_not_forbid_a_block() {
+    let n = 120;
+    let loads: String = (0..n)
+        .map(|i| format!("ld.global.u32 %r{i},[%i+{}];", 4 * i))
+        .collect();
+    let sums: String = (1..n).map(|i| format!("add.u32 %r0,%r0,%r{i};")).collect();
+    let text = kernel(&format!(
+        ".reg .u32 %r<{n}>; .reg .u64 %i,%o; ld.param.u64 %i,[in]; ld.param.u64 %o,[out]; {loads} {sums} st.global.u32 [%o],%r0;"
+    ));
+    let d = device(0, Policy::Random);
+    let m = module(&d, &text);
+    assert!(m.entries["k"].registers >= n);
+    let ones = upload(&d, &vec![1u32; n as usize]);
+    let out = upload(&d, &[0u32]);
+    let params = Params::default().u64(out).u64(ones);
+    launch(&d, &m, "k", config(1, 1024), &params).unwrap();
+    assert_eq!(download::<u32>(&d, out, 1), [n]);
+}
+
+#[test]
+fn special_registers_of_the_system() {
+    let text = kernel(
+        ".reg .u32 %r<8>; .reg .u64 %o,%d; ld.param.u64 %o,[out]; mov.u32 %r0,%envreg3; mov.u32 %r1,%pm2; mov.u64 %d,%pm7_64;
+         mov.u32 %r2,%reserved_smem_offset_begin; mov.u32 %r3,%reserved_smem_offset_end; mov.u32 %r4,%reserved_smem_offset_cap;
+         mov.u32 %r5,%reserved_smem_offset_1; st.global.v4.u32 [%o],{%r0,%r1,%r2,%r3}; st.global.v2.u32 [%o+16],{%r4,%r5};
+         st.global.u64 [%o+24],%d;",
+    );
+    let d = device(0, Policy::Random);
+    let m = module(&d, &text);
+    let out = upload(&d, &[7u32; 8]);
+    let params = Params::default().u64(out).u64(0);
+    launch(&d, &m, "k", config(1, 1), &params).unwrap();
+    assert_eq!(download::<u32>(&d, out, 8), [0, 0, 0, 1024, 1024, 0, 0, 0]);
+}
+
 #[test]
 fn special_registers_of_clusters() {
     let text = ".version 8.5\n.target sm_90a\n.address_size 64\n.visible .entry k(.param .u64 out) {

@@ -92,6 +92,9 @@ fn observe_global(
     if let Some(check) = &mut c.check {
         order(check, at, addresses, lanes, access, strong, true);
         check.global_access(at, addresses, lanes, access.bytes, kind);
+        if access.kind == Kind::Write {
+            check.stored_to_global(at, lanes);
+        }
         if access.sums {
             for l in (0..LANES).filter(|l| lanes >> l & 1 == 1) {
                 let bytes = u64::from(access.bytes);
