@@ -25,15 +25,17 @@
 //! | 99 | swizzle atomicity (0 = 16 B; others exist from sm_100 on) |
 //! | 100 | L2 promotion |
 //! | 101 | out-of-bounds fill (0 zero, 1 NaN) |
-//! | 102..128 | zero |
+//! | 102..104 | pixels of a column of an im2col map; 0: a tiled map |
+//! | 104..110, 110..116 | lower and upper corner of its bounding box, 3 x i16 each, innermost first |
+//! | 116..128 | zero |
 //!
 //! Two validations are kept apart. [`EncodeParams::validate`] has every rule that the driver applies when a
 //! map is created on the host. [`TensorMap::decode`] has only what a tensor copy needs to be
 //! meaningful, because a map edited on the device never passes the driver's rules; it reports what a
 //! real TMA unit would answer with an illegal-instruction fault.
 //!
-//! What is not here: im2col maps (`cuTensorMapEncodeIm2col`), and the packed 4- and 6-bit types and
-//! 32/64-byte swizzle atoms of sm_100, which sm_90 rejects.
+//! What is not here: the packed 4- and 6-bit types, 32/64-byte swizzle atoms and wide im2col maps of
+//! sm_100, which sm_90 rejects.
 
 /// Bytes of an encoded map.
 pub const TENSOR_MAP_BYTES: usize = 128;
@@ -55,6 +57,8 @@ const OFFSET_SWIZZLE: usize = 98;
 const OFFSET_ATOMICITY: usize = 99;
 const OFFSET_L2_PROMOTION: usize = 100;
 const OFFSET_OOB_FILL: usize = 101;
+const OFFSET_PIXELS: usize = 102;
+const OFFSET_CORNERS: usize = 104;
 
 /// `CUtensorMapDataType`, in the driver's numbering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,6 +267,19 @@ pub enum FieldEdit {
     FillMode(u32),
 }
 
+/// What an im2col map has instead of a box's outer dimensions. Its copies move `pixels` rows of
+/// `box_dims[0]` channels: they walk through a bounding box in the image dimensions (1 to rank - 2,
+/// innermost first) in steps of the element strides, then on to the next image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Im2col {
+    pub pixels: u32,
+    /// First coordinate of the bounding box, and its last one counted from the last of the dimension.
+    pub lower: [i32; 3],
+    pub upper: [i32; 3],
+    /// Added to every pixel's coordinates: the filter's position, an operand of the copy.
+    pub offsets: [u16; 3],
+}
+
 /// A decoded tensor map. Dimensions are innermost first; entries from `rank` on are 1 (dims, box,
 /// element strides) or 0 (strides).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -283,6 +300,7 @@ pub struct TensorMap {
     pub swizzle: Swizzle,
     pub l2_promotion: L2Promotion,
     pub oob_fill: OobFill,
+    pub im2col: Option<Im2col>,
 }
 
 impl TensorMap {
@@ -304,10 +322,11 @@ impl TensorMap {
     /// Bytes that one copy of the full box writes to shared memory, out-of-bounds elements included:
     /// what `expect_tx` must announce.
     pub fn box_bytes(&self) -> u64 {
-        (0..self.rank)
-            .map(|d| u64::from(self.copied(d)))
-            .product::<u64>()
-            * self.element_type.bytes()
+        let elements = match &self.im2col {
+            Some(i) => u64::from(i.pixels) * u64::from(self.copied(0)),
+            None => (0..self.rank).map(|d| u64::from(self.copied(d))).product(),
+        };
+        elements * self.element_type.bytes()
     }
 
     /// The 128 bytes of the map.
@@ -328,6 +347,13 @@ impl TensorMap {
         out[OFFSET_SWIZZLE] = self.swizzle as u8;
         out[OFFSET_L2_PROMOTION] = self.l2_promotion as u8;
         out[OFFSET_OOB_FILL] = self.oob_fill as u8;
+        if let Some(i) = &self.im2col {
+            put_u16(&mut out, OFFSET_PIXELS, i.pixels);
+            for (n, corner) in i.lower.iter().chain(&i.upper).enumerate() {
+                let at = OFFSET_CORNERS + 2 * n;
+                out[at..at + 2].copy_from_slice(&(*corner as i16).to_le_bytes());
+            }
+        }
         out
     }
 
@@ -363,7 +389,26 @@ impl TensorMap {
             swizzle,
             l2_promotion,
             oob_fill,
+            im2col: None,
         };
+        let pixels = get_u16(bytes, OFFSET_PIXELS);
+        if pixels != 0 {
+            let corner = |n: usize| {
+                let at = OFFSET_CORNERS + 2 * n;
+                i32::from(i16::from_le_bytes([bytes[at], bytes[at + 1]]))
+            };
+            if pixels > MAX_PIXELS || rank < 3 {
+                return Err(format!(
+                    "tensor map: im2col of rank {rank} with {pixels} pixels per column"
+                ));
+            }
+            map.im2col = Some(Im2col {
+                pixels,
+                lower: [0, 1, 2].map(corner),
+                upper: [3, 4, 5].map(corner),
+                offsets: [0; 3],
+            });
+        }
         map.strides[0] = element_type.bytes();
         for d in 0..rank {
             map.dims[d] = get_u64(bytes, OFFSET_DIMS + 8 * d);
@@ -552,6 +597,7 @@ impl EncodeParams<'_> {
             swizzle,
             l2_promotion,
             oob_fill,
+            im2col: None,
         };
         map.strides[0] = element_type.bytes();
         for d in 0..rank {
@@ -596,6 +642,83 @@ impl EncodeParams<'_> {
                 ));
             }
         }
+        Ok(map)
+    }
+}
+
+/// Most pixels of a column. cuda.h: cuTensorMapEncodeIm2col.
+const MAX_PIXELS: u32 = 1024;
+
+/// The arguments of `cuTensorMapEncodeIm2col` beside those of a tiled map, whose box is not used. Corners are in the order of the
+/// dimensions: W, H, D.
+#[derive(Clone, Copy, Debug)]
+pub struct Im2colParams<'a> {
+    pub tiled: EncodeParams<'a>,
+    /// rank - 2 each.
+    pub lower: &'a [i32],
+    pub upper: &'a [i32],
+    pub channels: u32,
+    pub pixels: u32,
+}
+
+impl Im2colParams<'_> {
+    /// Applies the rules that cuda.h states for `cuTensorMapEncodeIm2col`.
+    pub fn validate(&self) -> Result<TensorMap, String> {
+        let rank = self.tiled.rank as usize;
+        if !(3..=MAX_RANK).contains(&rank) {
+            return Err(format!("rank {rank} is not 3..=5"));
+        }
+        if !(1..=256).contains(&self.channels) {
+            return Err(format!(
+                "channelsPerPixel = {} is not 1..=256",
+                self.channels
+            ));
+        }
+        if !(1..=MAX_PIXELS).contains(&self.pixels) {
+            return Err(format!(
+                "pixelsPerColumn = {} is not 1..={MAX_PIXELS}",
+                self.pixels
+            ));
+        }
+        let images = rank - 2;
+        if self.lower.len() != images || self.upper.len() != images {
+            return Err(format!("the corners do not have the length of rank {rank}"));
+        }
+        let mut boxes = [1; MAX_RANK];
+        boxes[0] = self.channels;
+        let tiled = EncodeParams {
+            box_dims: &boxes[..rank],
+            ..self.tiled
+        };
+        let mut map = tiled.validate()?;
+        let reach = [1 << 15, 1 << 7, 1 << 4][images - 1];
+        let mut im2col = Im2col {
+            pixels: self.pixels,
+            lower: [0; 3],
+            upper: [0; 3],
+            offsets: [0; 3],
+        };
+        for d in 0..images {
+            let (lower, upper) = (self.lower[d], self.upper[d]);
+            for (name, corner) in [("Lower", lower), ("Upper", upper)] {
+                if !(-reach..reach).contains(&corner) {
+                    return Err(format!(
+                        "pixelBox{name}Corner[{d}] = {corner} is not {}..={} at rank {rank}",
+                        -reach,
+                        reach - 1
+                    ));
+                }
+            }
+            let last = map.dims[d + 1] as i64 - 1 + i64::from(upper);
+            if last < i64::from(lower) {
+                return Err(format!(
+                    "the bounding box {lower}..={last} of dimension {} is empty",
+                    d + 1
+                ));
+            }
+            (im2col.lower[d], im2col.upper[d]) = (lower, upper);
+        }
+        map.im2col = Some(im2col);
         Ok(map)
     }
 }

@@ -171,8 +171,16 @@ fn what_is_not_understood_does_not_load() {
             ".multicast",
         ),
         (
-            "cp.async.bulk.tensor.3d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%r2], [%rd1, {%r4, %r5, %r6}], [%r3], {%rs1};",
+            "cp.async.bulk.tensor.2d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%r2], [%rd1, {%r4, %r5}], [%r3], {%rs1};",
             "im2col",
+        ),
+        (
+            "cp.async.bulk.tensor.3d.global.shared::cta.im2col.bulk_group [%rd1, {%r4, %r5, %r6}], [%r2];",
+            "im2col",
+        ),
+        (
+            "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%r2], [%rd1, {%r4, %r5, %r6, %r6}], [%r3], {%rs1};",
+            "2 im2col offsets",
         ),
         (
             "cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes.cta_group::1 [%r2], [%rd1, {%r4, %r5}], [%r3];",

@@ -156,6 +156,7 @@ fn run(p: &Planted, ptx: &str, seed: u64, policy: Policy) -> Result<Vec<String>,
                     swizzle: *swizzle,
                     l2_promotion: L2Promotion::None,
                     oob_fill: OobFill::Zero,
+                    im2col: None,
                 };
                 for d in 0..dims.len() {
                     map.dims[d] = dims[d];

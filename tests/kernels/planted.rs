@@ -97,6 +97,7 @@ fn map(matrix: u64, [rows, pitch]: [u64; 2], [start, columns]: [u64; 2], box_row
         swizzle: Swizzle::B128,
         l2_promotion: L2Promotion::B256,
         oob_fill: OobFill::Zero,
+        im2col: None,
     }
     .encode()
     .to_vec()

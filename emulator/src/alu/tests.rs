@@ -91,6 +91,7 @@ fn execute(cx: &mut LowerCx, before: &State, mask: u32) -> State {
         entry: 0,
         functions: Vec::new(),
         local_static: 0,
+        has_stack: false,
         files: Arc::default(),
         shared_symbols: Vec::new(),
     };

@@ -69,6 +69,7 @@ fn cases() -> impl Strategy<Value = Case> {
                 } else {
                     OobFill::Zero
                 },
+                im2col: None,
             };
             let mut start = [0; MAX_RANK];
             map.strides[0] = bytes;

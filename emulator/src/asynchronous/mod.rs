@@ -25,8 +25,7 @@
 //! **Checks.** Every asynchronous operation is an agent of its own, forked from its issuer. Its accesses are told to the
 //! checker when it retires. Copies out of shared memory are two agents: waiting with `.read` joins the one that reads.
 //!
-//! Not modelled: interleaved layouts and im2col tensor maps (a tensor copy through an interleaved map is a fault, the
-//! im2col spellings do not load), the sm_100 forms (.cta_group, .cp_mask, gather4, scatter4), multimem.
+//! Not modelled: interleaved layouts (a tensor copy through an interleaved map is a fault), the sm_100 forms (.cta_group, .cp_mask, gather4, scatter4), multimem.
 
 mod address;
 mod bulk;

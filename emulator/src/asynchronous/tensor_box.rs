@@ -5,10 +5,13 @@
 //! of them for 32 B, two for 64 B, three for 128 B. So the pattern repeats every 256, 512 or 1024 bytes of the address
 //! space, not of the box.
 //!
+//! A box of an im2col map is a column of pixels: its rows are the channels of one pixel after the other, as a walk through the bounding
+//! box finds them (dimension 1 fastest, then 2 and 3, then the next image), each displaced by the filter's position.
+//!
 //! A row is partly or wholly outside of the tensor where a coordinate is negative or beyond its dimension. A load fills
 //! such elements (zero or NaN), a store leaves them out.
 
-use crate::tensor_map::{ElementType, Interleave, MAX_RANK, OobFill, Swizzle, TensorMap};
+use crate::tensor_map::{ElementType, Im2col, Interleave, MAX_RANK, OobFill, Swizzle, TensorMap};
 
 /// Coordinates of the first element, innermost first.
 pub(super) type Coordinates = [i32; MAX_RANK];
@@ -47,7 +50,15 @@ pub(super) fn row_bytes(map: &TensorMap) -> u32 {
 }
 
 /// Why this map cannot be used with these operands.
-pub(super) fn check(map: &TensorMap, rank: usize) -> Result<(), String> {
+pub(super) fn check(map: &TensorMap, rank: usize, im2col: bool) -> Result<(), String> {
+    if map.im2col.is_some() != im2col {
+        let name = |im2col| if im2col { "an im2col" } else { "a tiled" };
+        return Err(format!(
+            "{} copy with {} tensor map",
+            name(im2col),
+            name(map.im2col.is_some())
+        ));
+    }
     if map.rank != rank {
         return Err(format!(
             "{rank} coordinates for a tensor map of rank {}",
@@ -81,6 +92,9 @@ pub(super) fn rows(
         (0, 0)
     };
     let inner = map.global_address.wrapping_add(from as u64 * element);
+    if let Some(im2col) = &map.im2col {
+        return pixels(map, im2col, start, (inner, skip, bytes), f);
+    }
     let mut offset = 0;
     let mut index = [0u32; MAX_RANK];
     loop {
@@ -113,9 +127,64 @@ pub(super) fn rows(
     }
 }
 
+/// The rows of an im2col box: `inner`, `skip` and `bytes` are those of a pixel that is inside of its image.
+fn pixels(
+    map: &TensorMap,
+    im2col: &Im2col,
+    start: &Coordinates,
+    (inner, skip, bytes): (u64, u32, u32),
+    mut f: impl FnMut(BoxRow) -> Result<(), crate::device::Fault>,
+) -> Result<(), crate::device::Fault> {
+    let images = map.rank - 2;
+    let mut at = start.map(i64::from);
+    for pixel in 0..im2col.pixels {
+        let mut address = inner;
+        let mut inside = bytes > 0;
+        for d in 1..map.rank {
+            let offset = im2col.offsets.get(d - 1).filter(|_| d <= images);
+            let c = at[d] + offset.map_or(0, |o| i64::from(*o));
+            inside &= c >= 0 && (c as u64) < map.dims[d];
+            address = address.wrapping_add((c as u64).wrapping_mul(map.strides[d]));
+        }
+        f(BoxRow {
+            offset: pixel * row_bytes(map),
+            address: if inside { address } else { 0 },
+            skip: if inside { skip } else { 0 },
+            bytes: if inside { bytes } else { 0 },
+        })?;
+        // To the next pixel of the bounding box, or of the next image's.
+        let mut d = 1;
+        while d <= images {
+            at[d] += i64::from(map.effective_element_stride(d));
+            if at[d] < map.dims[d] as i64 + i64::from(im2col.upper[d - 1]) {
+                break;
+            }
+            at[d] = i64::from(im2col.lower[d - 1]);
+            d += 1;
+        }
+        if d > images {
+            at[d] += 1;
+        }
+    }
+    Ok(())
+}
+
 /// Lowest address and end of the bytes of the box that are inside of the tensor; `None` if it is wholly outside.
 pub(super) fn extent(map: &TensorMap, start: &Coordinates) -> Option<(u64, u64)> {
     let element = map.element_type.bytes();
+    if map.im2col.is_some() {
+        let mut whole: Option<(u64, u64)> = None;
+        // Never fails: the closure does not.
+        let _ = rows(map, start, |r| {
+            if r.bytes > 0 {
+                let (low, high) = whole.unwrap_or((u64::MAX, 0));
+                let end = r.address + u64::from(r.bytes);
+                whole = Some((low.min(r.address), high.max(end)));
+            }
+            Ok(())
+        });
+        return whole;
+    }
     let (mut low, mut high) = (map.global_address, map.global_address);
     for (d, &first) in start.iter().enumerate().take(map.rank) {
         let step = i64::from(map.effective_element_stride(d));

@@ -1,4 +1,4 @@
-//! cp.async.bulk.tensor, cp.reduce.async.bulk.tensor and cp.async.bulk.prefetch.tensor in tiled mode.
+//! cp.async.bulk.tensor, cp.reduce.async.bulk.tensor and cp.async.bulk.prefetch.tensor in tiled and im2col mode.
 //!
 //! The map is read when the operation is issued (on a device the descriptor is fetched through a cache of its own; a
 //! program that edits maps needs `fence.proxy.tensormap` either way). Which bytes move is `tensor_box`'s business.
@@ -36,6 +36,9 @@ struct Tensor {
     list: u32,
     map: Place,
     coordinates: Vec<Value>,
+    im2col: bool,
+    /// The filter's position, innermost first.
+    offsets: Vec<Value>,
     form: Form,
 }
 
@@ -49,7 +52,26 @@ pub(super) fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
     let Some(rank) = m.one_of(&["1d", "2d", "3d", "4d", "5d"]) else {
         return cx.unsupported(i, "a dimension .1d to .5d is expected");
     };
-    m.take("tile");
+    let loads = !i.op.iter().any(|p| &**p == "bulk_group");
+    let im2col = m.one_of(&["tile", "im2col", "im2col_no_offs"]).unwrap_or(0);
+    // ISA: stores know .im2col_no_offs, loads and prefetches .im2col.
+    if im2col == 1 && !loads || im2col == 2 && loads || im2col > 0 && rank < 2 {
+        return cx.unsupported(i, "no such im2col copy");
+    }
+    let mut offsets = Vec::new();
+    let mut displaced = |cx: &mut LowerCx, slots: &mut Slots, operand: &Operand| -> Result<()> {
+        let list = match operand {
+            Operand::Vector(list) => list.as_slice(),
+            one => std::slice::from_ref(one),
+        };
+        if list.len() != rank - 1 {
+            return cx.unsupported(i, &format!("{} im2col offsets are expected", rank - 1));
+        }
+        for o in list {
+            offsets.push(slots.value(cx, o, Ty::B16)?);
+        }
+        Ok(())
+    };
     let mut slots = Slots::default();
     let hint;
     let mut operands = i.operands.iter();
@@ -65,6 +87,10 @@ pub(super) fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
         m.need(cx, "L2")?;
         hint = m.take("L2::cache_hint");
         tensor = next("[map, {…}]", cx)?;
+        if im2col > 0 {
+            let operand = next("{offsets}", cx)?;
+            displaced(cx, &mut slots, operand)?;
+        }
         form = Form::Prefetch;
     } else if m.take("bulk_group") {
         m.need(cx, "shared::cta")?;
@@ -95,6 +121,10 @@ pub(super) fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
         let to = slots.place(cx, next("[dst]", cx)?)?;
         tensor = next("[map, {…}]", cx)?;
         let barrier = slots.place(cx, next("[mbar]", cx)?)?;
+        if im2col > 0 {
+            let operand = next("{offsets}", cx)?;
+            displaced(cx, &mut slots, operand)?;
+        }
         let mask = if multicast {
             Some(slots.value(cx, next("the CTA mask", cx)?, Ty::B16)?)
         } else {
@@ -122,6 +152,8 @@ pub(super) fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
         list: slots.finish(cx),
         map,
         coordinates,
+        im2col: im2col > 0,
+        offsets,
         form,
     };
     let mut op = LowerCx::new_op(tensor_copy, Class::AsyncCopy);
@@ -222,8 +254,14 @@ unsafe fn copy_lane(cx: &mut Cx, t: &Tensor, lane: usize) -> std::result::Result
         }
         rows.place(cx, t.map, lane)
     };
-    let map = read_map(cx, address)?;
-    tensor_box::check(&map, t.coordinates.len()).map_err(Fault::IllegalInstruction)?;
+    let mut map = read_map(cx, address)?;
+    tensor_box::check(&map, t.coordinates.len(), t.im2col).map_err(Fault::IllegalInstruction)?;
+    if let Some(im2col) = &mut map.im2col {
+        for (offset, v) in im2col.offsets.iter_mut().zip(&t.offsets) {
+            // SAFETY: rows of this operation.
+            *offset = unsafe { rows.value(cx, *v, lane) } as u16;
+        }
+    }
     let bytes = map.box_bytes() as u32;
     let own = cx.cta().rank;
     let (family, what, work) = match t.form {

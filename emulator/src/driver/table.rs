@@ -285,6 +285,7 @@ macro_rules! driver_functions {
             graph_nodes::set_executable_record, (executable: u64, node: u64, event: u64), [cuGraphExecEventRecordNodeSetEvent], [];
             graph_nodes::set_executable_wait, (executable: u64, node: u64, event: u64), [cuGraphExecEventWaitNodeSetEvent], [];
             tensor::encode_tiled, (map: *mut [u8; 128], element_type: u32, rank: u32, address: u64, dims: *const u64, strides: *const u64, box_dims: *const u32, element_strides: *const u32, interleave: u32, swizzle: u32, l2_promotion: u32, oob_fill: u32), [cuTensorMapEncodeTiled], [];
+            tensor::encode_im2col, (map: *mut [u8; 128], element_type: u32, rank: u32, address: u64, dims: *const u64, strides: *const u64, lower: *const i32, upper: *const i32, channels: u32, pixels: u32, element_strides: *const u32, interleave: u32, swizzle: u32, l2_promotion: u32, oob_fill: u32), [cuTensorMapEncodeIm2col], [];
             tensor::replace_address, (map: *mut [u8; 128], address: u64), [cuTensorMapReplaceAddress], [];
         }
     };
@@ -346,7 +347,7 @@ macro_rules! driver_unsupported {
             cuParamSetv cuProfilerInitialize cuSignalExternalSemaphoresAsync cuSignalExternalSemaphoresAsync_ptsz
             cuStreamBatchMemOp cuStreamBatchMemOp_ptsz cuStreamBatchMemOp_v2 cuStreamBatchMemOp_v2_ptsz
             cuStreamGetGreenCtx cuSurfObjectCreate cuSurfObjectDestroy cuSurfObjectGetResourceDesc cuSurfRefGetArray
-            cuSurfRefSetArray cuTensorMapEncodeIm2col cuTensorMapEncodeIm2colWide cuTexObjectCreate cuTexObjectDestroy
+            cuSurfRefSetArray cuTensorMapEncodeIm2colWide cuTexObjectCreate cuTexObjectDestroy
             cuTexObjectGetResourceDesc cuTexObjectGetResourceViewDesc cuTexObjectGetTextureDesc cuTexRefCreate
             cuTexRefDestroy cuTexRefGetAddress cuTexRefGetAddressMode cuTexRefGetAddress_v2 cuTexRefGetArray
             cuTexRefGetBorderColor cuTexRefGetFilterMode cuTexRefGetFlags cuTexRefGetFormat cuTexRefGetMaxAnisotropy

@@ -5,7 +5,7 @@
 //! and gets a new part of local memory. Fragments merge only when their frames agree.
 
 use super::control::drop_if_empty;
-use super::{Cx, Flow, Fragment, Frame, LANES, Row, Wait};
+use super::{Cx, Flow, Fragment, Frame, LANES, Row, STACK, Wait};
 use crate::device::Fault;
 use crate::program::lower::{LowerCx, Result, bits};
 use crate::program::placement::FUNCTION_BASE;
@@ -389,11 +389,12 @@ unsafe fn enter(cx: &mut Cx, op: &Op, call: &Call, n: u32) -> Flow {
         if info.recursive {
             base = top;
             top += info.local_bytes.next_multiple_of(16).max(16);
-            if top > program.local_bytes {
+            let end = program.local_bytes - if program.has_stack { STACK } else { 0 };
+            if top > end {
                 let (name, depth) = (info.name.clone(), cx.fragment().calls.len());
                 return cx.fail(Fault::HardwareStack(format!(
                     "call of {name} at depth {depth} exceeds the stack of {} bytes",
-                    program.local_bytes - program.local_static
+                    end - program.local_static
                 )));
             }
             saved = info
@@ -426,6 +427,7 @@ unsafe fn enter(cx: &mut Cx, op: &Op, call: &Call, n: u32) -> Flow {
             top,
             saved,
             saved_preds,
+            stack: cx.warp().stack,
         };
         let start = info.start;
         let f = cx.fragment();
@@ -454,6 +456,9 @@ pub fn return_(cx: &mut Cx) -> Flow {
     let call: &Call = program.ext[frame.call as usize]
         .downcast_ref()
         .expect("the frame's call");
+    for lane in (0..LANES).filter(|l| mask >> l & 1 == 1) {
+        cx.warp().stack[lane] = frame.stack[lane];
+    }
     let info = &program.functions[frame.callee as usize];
     let lanes = || (0..LANES).filter(move |l| mask >> l & 1 == 1);
     // SAFETY: places and rows of the program.

@@ -158,6 +158,7 @@ fn warp(old: Option<Warp>, launch: &Launch, place: &Place, index: u32, warps: u3
         current: 0,
         live,
         local,
+        stack: [program.local_bytes; LANES],
         register_cap: program.registers_per_thread(),
         ops_executed: 0,
         cluster_arrival: 0,

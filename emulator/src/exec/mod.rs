@@ -28,9 +28,11 @@ mod printf;
 pub mod run;
 pub mod schedule;
 pub mod simd;
+mod stack;
 pub mod state;
 pub mod warp;
 
+pub use stack::{STACK, lower as lower_stack};
 pub use state::*;
 
 /// Generic address of shared::cta address 0. Its low 32 bits are zero, so truncation gives the shared address.

@@ -1,6 +1,6 @@
 //! One turn of a warp: its fragments run until all are blocked, the quantum is spent, or the warp ends.
 
-use super::{Cx, Flow, Fragment, Wait};
+use super::{Cx, Flow, Fragment, LANES, Wait};
 use crate::program::{Class, FunctionInfo, Op};
 
 /// How a turn ended.
@@ -127,6 +127,9 @@ fn merge(fragments: &mut Vec<Fragment>, functions: &[FunctionInfo]) {
                 let b = fragments.swap_remove(j);
                 let a = &mut fragments[i];
                 for (to, from) in a.calls.iter_mut().zip(&b.calls) {
+                    for lane in (0..LANES).filter(|l| b.mask >> l & 1 == 1) {
+                        to.stack[lane] = from.stack[lane];
+                    }
                     if !to.saved.is_empty() {
                         functions[to.callee as usize].copy_lanes(
                             &mut to.saved,

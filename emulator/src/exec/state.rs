@@ -100,6 +100,8 @@ pub struct Frame {
     /// Rows of a recursive callee as they were before the call.
     pub saved: Vec<Row>,
     pub saved_preds: Vec<u32>,
+    /// Stack pointers of alloca as they were before the call.
+    pub stack: [u32; LANES],
 }
 
 pub struct Warp {
@@ -116,6 +118,8 @@ pub struct Warp {
     pub live: u32,
     /// Local memory: `local_bytes` per lane, lane after lane.
     pub local: Vec<u8>,
+    /// Stack pointer of alloca, lane by lane.
+    pub stack: [u32; LANES],
     /// Registers per thread this warp holds of the CTA's pool (setmaxnreg).
     pub register_cap: u32,
     pub ops_executed: u64,

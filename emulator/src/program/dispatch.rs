@@ -11,6 +11,7 @@ pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<()> {
         || crate::exec::memory::lower(cx, i)?
         || crate::exec::warp::lower(cx, i)?
         || crate::exec::barrier::lower(cx, i)?
+        || crate::exec::lower_stack(cx, i)?
         || crate::tensor::lower(cx, i)?
         || crate::asynchronous::lower(cx, i)?
         || crate::alu::lower(cx, i)?;

@@ -342,6 +342,7 @@ pub fn lower_gathering(
     } else {
         STACK_BYTES
     };
+    let stack = stack + if cx.has_stack { crate::exec::STACK } else { 0 };
     let local_bytes = local_static.saturating_add(stack).next_multiple_of(16);
     if local_bytes > MAX_LOCAL {
         return cx.error(format!(
@@ -372,6 +373,7 @@ pub fn lower_gathering(
         entry: 0,
         functions: cx.functions,
         local_static,
+        has_stack: cx.has_stack,
         files: module.files.clone().into(),
         shared_symbols: shared.list,
     })

@@ -92,6 +92,8 @@ pub struct LowerCx<'m> {
     pub communicates: bool,
     /// Set by `setmaxnreg`: see [`Program::most_registers`](super::Program::most_registers).
     pub most_registers: Option<u32>,
+    /// Set by alloca and its kin.
+    pub has_stack: bool,
     /// Effects of the instruction being lowered, filled by the accessors.
     pub current: Effects,
     pub line: u32,
@@ -130,6 +132,7 @@ impl<'m> LowerCx<'m> {
             successors: HashMap::new(),
             communicates: false,
             most_registers: None,
+            has_stack: false,
             current: Effects::default(),
             line: 0,
             errors: None,

@@ -236,8 +236,10 @@ pub struct Program {
     pub entry: u32,
     /// The functions of this program, the entry first.
     pub functions: Vec<FunctionInfo>,
-    /// Bytes of `local_bytes` that are static; the rest is the stack of recursive calls.
+    /// Bytes of `local_bytes` that are static; the rest is the stack of recursive calls and that of alloca.
     pub local_static: u32,
+    /// The last [`STACK`](crate::exec::STACK) bytes of `local_bytes` are the stack of alloca.
+    pub has_stack: bool,
     /// `.file` table of the module: index to path, for reports.
     pub files: Arc<Vec<(u32, String)>>,
     /// Static shared symbols for reports: name, offset, bytes.

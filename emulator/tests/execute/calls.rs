@@ -1,6 +1,6 @@
 //! Functions, recursion, pointers, what the system provides.
 use super::common::*;
-use birdie_emulator::device::{Fault, LaunchError};
+use birdie_emulator::device::{Fault, LaunchError, Policy};
 
 const CALLS: &str = include_str!("ptx/calls.ptx");
 
@@ -135,4 +135,43 @@ fn ctas_wait_for_each_other_through_global_memory() {
         launch(&d, &m, "grid_barrier", config(16, 32), &params).unwrap();
         assert_eq!(download::<i32>(&d, out, 16), vec![160 + 120; 16]);
     }
+}
+
+/// Every thread takes as many words as its number says, fills them and adds them up; stackrestore and the return of a function give
+/// them back, so that a loop does not run out of stack.
+#[test]
+fn alloca_takes_from_a_stack_and_gives_back() {
+    let text = ".version 8.5\n.target sm_90a\n.address_size 64\n
+        .func (.reg .u32 sum) fill(.reg .u32 n) {
+            .reg .u32 %i,%x,%b,%a; .reg .u32 %p; .reg .pred %q;
+            shl.b32 %b,n,2; alloca.u32 %p,%b,16; and.b32 %x,%p,15; mov.u32 %i,0;
+            F: setp.ge.u32 %q,%i,n; @%q bra G; shl.b32 %a,%i,2; add.u32 %a,%a,%p; st.local.u32 [%a],%i; add.u32 %i,%i,1; bra F;
+            G: mov.u32 sum,%x; mov.u32 %i,0;
+            H: setp.ge.u32 %q,%i,n; @%q bra J; shl.b32 %a,%i,2; add.u32 %a,%a,%p; ld.local.u32 %x,[%a]; add.u32 sum,sum,%x;
+            add.u32 %i,%i,1; bra H; J: ret; }
+        .visible .entry k(.param .u64 out, .param .u64 in) {
+            .reg .u32 %t,%n,%s,%r; .reg .u64 %o,%a,%d,%e,%f; .reg .pred %q; ld.param.u64 %o,[out]; mov.u32 %t,%tid.x; mov.u32 %r,0;
+            stacksave.u64 %d; mov.u32 %n,100;
+            L: call (%s),fill,(%t); add.u32 %r,%r,%s; alloca.u64 %f,1024; st.local.u32 [%f],%r; ld.local.u32 %r,[%f]; stackrestore.u64 %d;
+            sub.u32 %n,%n,1; setp.ne.u32 %q,%n,0; @%q bra L;
+            stacksave.u64 %e; sub.u64 %e,%e,%d; cvt.u32.u64 %n,%e; add.u32 %r,%r,%n;
+            mul.wide.u32 %a,%t,4; add.u64 %o,%o,%a; st.global.u32 [%o],%r; ret; }";
+    let d = device(0, Policy::Random);
+    let m = module(&d, text);
+    let out = upload(&d, &[0u32; 64]);
+    let params = Params::default().u64(out).u64(0);
+    launch(&d, &m, "k", config(1, 64), &params).unwrap();
+    for (t, got) in download::<u32>(&d, out, 64).into_iter().enumerate() {
+        let t = t as u32;
+        assert_eq!(got, 100 * (t * t.max(1) - t) / 2, "thread {t}");
+    }
+}
+
+#[test]
+fn alloca_beyond_the_stack_is_a_fault() {
+    let text = kernel(".reg .u32 %p,%n; mov.u32 %n,1024; L: alloca.u32 %p,%n; bra L;");
+    let d = device(0, Policy::Eager);
+    let m = module(&d, &text);
+    let e = launch(&d, &m, "k", config(1, 1), &Params::default().u64(0).u64(0)).unwrap_err();
+    assert!(format!("{e:?}").contains("exceeds the stack"), "{e:?}");
 }
