@@ -397,8 +397,8 @@ fn what_does_not_exist_is_refused_at_load() {
             "A needs 4",
         ),
         (
-            "mma.sp.sync.aligned.m16n8k32.row.col.f32.f16.f16.f32 {%f0,%f1,%f2,%f3},{%r0,%r1,%r2,%r3},{%r4,%r5,%r6,%r7},{%f0,%f1,%f2,%f3}, %r8, 0;",
-            "mma.sync",
+            "mma.sp.sync.aligned.m16n8k32.row.col.f32.f16.f16.f32 {%f0,%f1,%f2,%f3},{%r0,%r1,%r2,%r3},{%r4,%r5,%r6,%r7},{%f0,%f1,%f2,%f3}, %r8, 2;",
+            "selector",
         ),
         (
             "mma.sync.aligned.m8n8k4.row.col.f32.f16.f16.f32 {%f0,%f1,%f2,%f3,%f4,%f5,%f6,%f7},{%r0},{%r2,%r3},{%f0,%f1,%f2,%f3,%f4,%f5,%f6,%f7};",
@@ -442,8 +442,8 @@ fn what_does_not_exist_is_refused_at_load() {
             "D needs 4",
         ),
         (
-            "wgmma.mma_async.sp.sync.aligned.m64n8k32.f32.bf16.bf16 {%f0,%f1,%f2,%f3},%p0,%p1,%r0,0,1,1,1,0,0;",
-            "sparse",
+            "wgmma.mma_async.sp.sync.aligned.m64n8k32.f32.bf16.bf16 {%f0,%f1,%f2,%f3},%p0,%p1,%r0,2,1,1,1,0,0;",
+            "selector",
         ),
         ("wgmma.wait_group.sync.aligned;", "operands"),
     ] {

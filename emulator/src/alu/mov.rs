@@ -182,7 +182,7 @@ fn unpack(cx: &mut LowerCx, i: &Instr, width: u32, parts: &[Operand], a: &Operan
 
 /// Special registers whose value changes while a warp runs: reading one is an operation of its own.
 fn is_volatile(name: &str) -> bool {
-    ["%clock", "%globaltimer", "%pm"]
+    ["%clock", "%globaltimer"]
         .iter()
         .any(|prefix| name.starts_with(prefix))
 }

@@ -13,7 +13,14 @@ struct Access<'a> {
 
 fn access(spelling: &str) -> Access<'_> {
     let parts: Vec<&str> = spelling.split('.').collect();
-    let spaces = ["global", "shared", "shared::cta", "local", "param"];
+    let spaces = [
+        "global",
+        "shared",
+        "shared::cta",
+        "shared::cluster",
+        "local",
+        "param",
+    ];
     let space = parts[1..].iter().find(|p| spaces.contains(p));
     let vector = parts[1..]
         .iter()
@@ -58,7 +65,7 @@ fn moves(bench: &mut Bench, spelling: &str) {
     };
     // Where the thread's bytes lie in the space.
     let place = match a.space {
-        "shared" | "shared::cta" => format!(
+        "shared" | "shared::cta" | "shared::cluster" => format!(
             ".shared .align 16 .b8 s[{}]; mov.u64 %b,s; mad.wide.u32 %b,%t,{size},%b;",
             32 * size
         ),
@@ -67,7 +74,10 @@ fn moves(bench: &mut Bench, spelling: &str) {
         // Global and generic.
         _ => "mov.u64 %b,%w;".into(),
     };
-    let scratch = matches!(a.space, "shared" | "shared::cta" | "local");
+    let scratch = matches!(
+        a.space,
+        "shared" | "shared::cta" | "shared::cluster" | "local"
+    );
     let start = format!(
         "{} {place} mul.wide.u32 %a,%t,{size}; add.u64 %m,%i,%a; add.u64 %a,%o,%a;",
         registers.concat()
