@@ -303,7 +303,7 @@ impl Kernels {
 
     /// Launches a product with bf16 results: every entry point but the partial sums takes the maps of its operands, those of `tensors` (all
     /// of D's shape), the sizes, and `rest`, in this order.
-    fn product(
+    fn launch_product(
         &self,
         stream: &Stream,
         entry: &'static str,
@@ -330,7 +330,21 @@ impl Kernels {
         parameters.extend(ints.iter().map(|size| size as &dyn Parameter));
         parameters.extend(rest);
         self.gemm_launch(stream, entry, tile, ctas, &parameters)?;
-        self.done(shape.work(2 * tensors.len() as u64))
+        Ok(shape.work(2 * tensors.len() as u64))
+    }
+
+    /// The same for products that read and write nothing else of their size.
+    fn product(
+        &self,
+        stream: &Stream,
+        entry: &'static str,
+        orientation: Orientation,
+        operands: [Matrix; 2],
+        tensors: &[(&str, Matrix)],
+        rest: &[&dyn Parameter],
+    ) -> Result<Work> {
+        let work = self.launch_product(stream, entry, orientation, operands, tensors, rest)?;
+        self.done(work)
     }
 
     /// `out = D` in bf16.
@@ -544,7 +558,7 @@ impl Kernels {
         let parts = checks.int("parts of dots", parts)?;
         checks.limit(a.batches == 1, || format!("{} batches", a.batches))?;
         let scale = RowScale::parameter(Some(scale), checks, out.rows)?;
-        let mut work = self.product(
+        let mut work = self.launch_product(
             stream,
             entry,
             Orientation::Nn,
@@ -552,8 +566,8 @@ impl Kernels {
             &[("out", out), ("aux", aux)],
             &[&x, &scale, &dots, &parts],
         )?;
-        work.bytes += 2 * out.rows * out.columns;
-        Ok(work)
+        work.bytes += 2 * out.rows * out.columns; // x
+        self.done(work)
     }
 
     /// A product that takes a factor for each of its rows, and what is in `rest`. Those of several batches have none.
