@@ -1,12 +1,14 @@
 // The head: logits, softcap, cross-entropy and the gradient of the logits, which themselves never leave the registers.
 //
-// 1. Formula, per row: z = bf16(x W^T), W the token table;  c = C tanh(z / C);  loss = ln sum_j exp(c_j) - c_target;
-//      dz_j = gradient_scale (exp(c_j - ln sum) - [j = target]) (1 - (c_j / C)^2)
+// 1. Formula, per row: z = bf16(f x W^T), W the token table, f = 1 / rms(x) the final norm as a factor of the row (row_scale.cuh);  c = C tanh(z / C);  loss = ln sum_j exp(c_j) - c_target;
+//      dz_j = f gradient_scale (exp(c_j - ln sum) - [j = target]) (1 - (c_j / C)^2)
+//    f is in the gradient as well: dW = dz^T x and dz W is the gradient of x but for the term through rms.
 //    head_score_* stop at the loss, and round c to bf16 first when asked (published sliding evaluation does).
 //    C is 30 as published. No maximum is subtracted: |c| <= C, so the sum stays within e^-C .. V e^C, which f32 holds for C up to 64.
 //
 // 2. Operands: x bf16 [N, d] (box 64 x 128 / CTAS), W bf16 [V, d] (box 64 x 128), dlogits bf16 [N, V] with any pitch (box 64 x 64; what
-//    lies between V and the pitch is not written), targets u16 [N], losses f32 [N], partial f32 [row blocks, CTAS, 2].
+//    lies between V and the pitch is not written), targets u16 [N], losses f32 [N], partial f32 [row blocks, CTAS, 2], sums of
+//    squares of x's rows f32 [parts, N].
 //
 // 3. Work. A cluster of CTAS = 1, 2, 4 or 8 CTAs has 128 rows and 256 CTAS columns at a time, 256 per CTA; so with V <= 2048 a row's logits
 //    are in the accumulators of one cluster at one time. The rows' parts of x are the same for all and multicast. Warp roles are those of
@@ -41,6 +43,7 @@
 #include "hopper/matrix_moves.cuh"
 #include "hopper/numeric.cuh"
 #include "hopper/warp.cuh"
+#include "row_scale.cuh"
 
 namespace birdie {
 
@@ -72,6 +75,7 @@ struct HeadOperands {
   const u16 *targets;
   float *losses;  // may be null when partial is not
   float *partial; // null: scores only
+  RowScale norm;
   float gradient_scale;
   i32 round_bf16; // of capped logits
   float softcap;
@@ -159,11 +163,13 @@ __device__ __forceinline__ void head(const TensorMap *x, const TensorMap *table,
       const i32 row = row_begin + i32(r) + 8 * h;
       place[h] = row < o.N ? i32(o.targets[row]) - rank * HEAD_COLUMNS - 2 * i32(lane % 4) : -(1 << 20);
     }
+    const float share[2] = {quad_row_share(o.norm, row_begin + i32(r), o.N, lane), quad_row_share(o.norm, row_begin + i32(r) + 8, o.N, lane)};
     float sum[2] = {0.f, 0.f}, own[2] = {0.f, 0.f}, log2_sum[2]; // own: tanh of the target's logit
 
     for (i32 step = 0; step < steps; ++step) {
       float t[P::ACCUMULATORS]; // products, then tanh values
       P::multiply_blocks(t, shared.stages, shared.barriers, ring, blocks, consumer, lane, blocks >= P::STAGES);
+      const float factor[2] = {quad_row_factor(o.norm, share[0]), quad_row_factor(o.norm, share[1])};
 
       const i32 begin = first_column(step), columns = o.V - begin, end = columns - 2 * i32(lane % 4);
       const i32 target[2] = {place[0] + rank * HEAD_COLUMNS - begin, place[1] + rank * HEAD_COLUMNS - begin};
@@ -173,7 +179,7 @@ __device__ __forceinline__ void head(const TensorMap *x, const TensorMap *table,
         if (8 * j >= columns) continue;
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          const u32 z = pack_bf16(t[4 * j + 2 * h], t[4 * j + 2 * h + 1]);
+          const u32 z = pack_bf16(factor[h] * t[4 * j + 2 * h], factor[h] * t[4 * j + 2 * h + 1]);
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             float y = cap.tanh(i == 0 ? bf16_low(z) : bf16_high(z));
@@ -207,6 +213,7 @@ __device__ __forceinline__ void head(const TensorMap *x, const TensorMap *table,
 
       if constexpr (GRADIENT) {
         if (step < sweeps - 1) continue;
+        const float gradient_factor[2] = {o.gradient_scale * factor[0], o.gradient_scale * factor[1]};
 #pragma unroll
         for (int box = 0; box < HEAD_COLUMNS / 64; ++box) {
           if (box > 0 && 64 * box >= columns) continue; // NOTE: a fence for ptxas, too
@@ -220,7 +227,7 @@ __device__ __forceinline__ void head(const TensorMap *x, const TensorMap *table,
               const float v = t[4 * j + 2 * h + i];
               float p = exp2_approx(v * cap.to_exponent - log2_sum[h]);
               if (target[h] == 8 * j + i) p -= 1.f;
-              g[i] = o.gradient_scale * p * (1.f - v * v);
+              g[i] = gradient_factor[h] * p * (1.f - v * v);
             }
             y[e] = pack_bf16(g[0], g[1]);
           }
@@ -261,13 +268,13 @@ using namespace birdie;
 #define HEAD_KERNELS(CTAS)                                                                                            \
   extern "C" __global__ void __cluster_dims__(CTAS, 1, 1) __launch_bounds__(THREADS, 1)                                \
       head_loss_##CTAS(MAP x, MAP table, MAP dlogits, const u16 *targets, float *losses, float *partial,               \
-                       float gradient_scale, float softcap, i32 N, i32 V, i32 d) {                                     \
-    head<CTAS, true>(&x, &table, &dlogits, {targets, losses, partial, gradient_scale, 0, softcap, N, V, d});           \
+                       RowScale norm, float gradient_scale, float softcap, i32 N, i32 V, i32 d) {                                     \
+    head<CTAS, true>(&x, &table, &dlogits, {targets, losses, partial, norm, gradient_scale, 0, softcap, N, V, d});           \
   }                                                                                                                    \
   extern "C" __global__ void __cluster_dims__(CTAS, 1, 1) __launch_bounds__(THREADS, 1)                                \
-      head_score_##CTAS(MAP x, MAP table, const u16 *targets, float *losses, i32 round_bf16, float softcap, i32 N,    \
+      head_score_##CTAS(MAP x, MAP table, const u16 *targets, float *losses, RowScale norm, i32 round_bf16, float softcap, i32 N,    \
                        i32 V, i32 d) {                                                                                 \
-    head<CTAS, false>(&x, &table, nullptr, {targets, losses, nullptr, 0.f, round_bf16, softcap, N, V, d});             \
+    head<CTAS, false>(&x, &table, nullptr, {targets, losses, nullptr, norm, 0.f, round_bf16, softcap, N, V, d});             \
   }
 
 HEAD_KERNELS(1)

@@ -5,10 +5,13 @@ mod common;
 
 use std::path::Path;
 
+use birdie::failure::{Exit, Failure};
 use birdie::model::engine::DeviceEngine;
 use birdie::parity::case::Case;
 use birdie::parity::run;
-use birdie::recipe::{Recipe, StorageType};
+use birdie::quantize::clip_search::search;
+use birdie::quantize::{Hessians, quantize};
+use birdie::recipe::{Quantizer, Recipe, StorageType};
 use birdie::train::engine::{
     Engine, Logits, NamedTensor, Rates, StateTensor, StepInputs, StepOutput, Weights,
 };
@@ -49,6 +52,39 @@ fn recycled_layers_and_attention_gates_are_the_published_ones() {
 #[test]
 fn optimizer_steps_are_the_published_ones() {
     agrees("657_Ebf16.json");
+}
+
+/// The search runs where the engine computes; the artifact must not depend on where that is.
+#[test]
+fn the_device_quantizes_to_the_bits_of_the_host() {
+    let recipe = Recipe {
+        quantizer: Quantizer::ClipSearch,
+        passthrough_numel: 1000,
+        ..tiny()
+    };
+    let mut engine = engine(&recipe);
+    let mut weights = engine.export(Weights::Live).unwrap();
+    for tensor in &mut weights {
+        tensor.values.iter_mut().for_each(|w| *w *= 30.0);
+    }
+    let none = Hessians::new();
+    let mut searched = 0;
+    let device = quantize(&recipe, &weights, &none, &mut |weights, cols, bits| {
+        searched += 1;
+        engine.clip_search(weights, cols, bits)
+    });
+    let host = quantize(&recipe, &weights, &none, &mut |weights, cols, bits| {
+        Ok(search(weights, cols, bits))
+    });
+    assert_eq!(device.unwrap(), host.unwrap());
+    assert!(searched >= 12, "{searched} matrices");
+
+    let mut bad = vec![0.25; 256];
+    bad[200] = f32::NAN;
+    let error = engine.clip_search(&bad, 16, 6).unwrap_err();
+    let failure = error.downcast_ref::<Failure>().expect("a message");
+    assert_eq!(failure.exit, Exit::NonFinite);
+    assert!(engine.clip_search(&vec![0.0; 1 << 20], 16, 6).is_err());
 }
 
 fn tiny() -> Recipe {

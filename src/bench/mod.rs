@@ -321,6 +321,16 @@ impl Bench<'_> {
         let _ = self
             .engine
             .score(&tokens, &targets, self.batch.seq_len, Logits::F32)?;
+        // What comes after training: the largest matrix on its way into the artifact.
+        let (d, hidden) = (
+            self.recipe.model_dim,
+            self.recipe.model_dim * self.recipe.mlp_mult as usize,
+        );
+        let weights: Vec<f32> = (0..d * hidden)
+            .map(|i| ((i * 7919) % 997) as f32 / 400.0 - 1.2)
+            .collect();
+        let bits = self.recipe.quant_bits as u8;
+        let _ = self.engine.clip_search(&weights, d, bits)?;
         Ok(())
     }
 }

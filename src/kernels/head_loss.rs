@@ -6,6 +6,7 @@ use cust::stream::Stream;
 use crate::driver::launch::Parameter;
 use crate::driver::tensor_map::TensorMap;
 
+use super::row_scale::{RowScale, RowScaleParameter};
 use super::{Checks, DevPtr, Kernels, Matrix, Work, with_alignment};
 
 /// Columns of a CTA, most CTAs that share a row, and rows that they have at a time.
@@ -63,6 +64,8 @@ pub struct Head {
     pub dlogits: Matrix,
     /// u16 `[rows]`
     pub targets: DevPtr,
+    /// The norm of the hidden rows, as a factor; the gradient of the logits is multiplied by it, too.
+    pub norm: Option<RowScale>,
     /// C of `C tanh(z / C)`.
     pub softcap: f32,
 }
@@ -90,6 +93,10 @@ impl Head {
             hidden.map(checks, "hidden", part as u32)?,
             table.map(checks, "table", 128)?,
         ))
+    }
+
+    fn scale(self, checks: Checks) -> Result<RowScaleParameter> {
+        RowScale::parameter(self.norm, checks, self.hidden.rows)
     }
 
     /// N, V, d.
@@ -134,7 +141,7 @@ impl Kernels {
         if let Some(losses) = losses {
             checks.list("losses", losses, 4, &[rows])?;
         }
-        let losses = super::address(losses);
+        let (losses, norm) = (super::address(losses), head.scale(checks)?);
         let (n, v, d) = head.ints(checks)?;
         self.head_launch(
             stream,
@@ -147,6 +154,7 @@ impl Kernels {
                 &head.targets,
                 &losses,
                 &partial,
+                &norm,
                 &gradient_scale,
                 &head.softcap,
                 &n,
@@ -170,7 +178,7 @@ impl Kernels {
         let (map_x, map_table) = head.check(checks)?;
         checks.list("losses", losses, 4, &[rows])?;
         let (n, v, d) = head.ints(checks)?;
-        let round = i32::from(round_bf16);
+        let (round, norm) = (i32::from(round_bf16), head.scale(checks)?);
         self.head_launch(
             stream,
             "head_score",
@@ -180,6 +188,7 @@ impl Kernels {
                 &map_table,
                 &head.targets,
                 &losses,
+                &norm,
                 &round,
                 &head.softcap,
                 &n,

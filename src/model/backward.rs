@@ -83,18 +83,17 @@ impl Network {
             scale: None,
             accumulate,
         };
-        self.weight_gradient(device, dlogits, device.matrix(a.final_norm, n, d), &[head])?;
+        self.weight_gradient(device, dlogits, operands.hidden, &[head])?;
         let table = device.matrix(self.table("tok_emb.weight"), vocab, d);
         let inner = device.matrix(w.d_inner, n, d);
         kernels.gemm(stream, Orientation::Nn, dlogits, table, inner)?;
-        let last = a.passes.last().expect("a model has passes").out;
         kernels.norm_backward(
             stream,
             None,
-            device.at(last),
+            device.at(a.last()),
             device.at(w.d_inner),
             device.at(w.dx[0]),
-            false,
+            true,
             n as u64,
             d as u64,
         )?;

@@ -115,10 +115,17 @@ pub struct Activations {
     pub bigram_index: Option<Tensor>,
     pub x0: Tensor,
     pub passes: Vec<PassActivations>,
-    /// `[N, d]`
-    pub final_norm: Tensor,
+    /// Sums of squares of the rows that the head reads, which are the last pass's, f32 `[parts, N]`.
+    pub final_squares: Tensor,
     /// `[N, V]` with rows of [`logit_pitch`]; the loss replaces it by its gradient.
     pub logits: Tensor,
+}
+
+impl Activations {
+    /// The residual stream behind the last pass `[N, d]`.
+    pub fn last(&self) -> Tensor {
+        self.passes.last().expect("a model has passes").out
+    }
 }
 
 /// Rows of a key each: what sorts a micro-step's tokens for segmented sums.
@@ -321,7 +328,11 @@ impl Activations {
                 .bigram
                 .map(|_| reserve("bigram buckets".into(), Element::U16, &[n])),
             x0: reserve("x0".into(), Element::Bf16, &[n, d]),
-            final_norm: reserve("final norm".into(), Element::Bf16, &[n, d]),
+            final_squares: reserve(
+                "squares into the head".into(),
+                Element::F32,
+                &[square_parts(d as u64) as usize, n],
+            ),
             logits: reserve(
                 "logits".into(),
                 Element::Bf16,

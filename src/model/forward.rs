@@ -33,21 +33,16 @@ impl Network {
     pub fn forward(&self, device: &Device, input: &Input) -> Result<()> {
         self.forward_hidden(device, input)?;
         let head = self.head(device, input);
-        device.kernels.gemm(
-            &device.stream,
-            Orientation::Nt,
-            head.hidden,
-            head.table,
-            head.dlogits,
-        )?;
+        let (kernels, stream) = (&device.kernels, &device.stream);
+        kernels.gemm_scaled(stream, head.hidden, head.table, head.dlogits, head.norm)?;
         Ok(())
     }
 
-    /// The same up to the normalised residual stream, which is all that losses and gradients need.
+    /// The same up to the last residual stream, which is all that losses and gradients need.
     pub fn forward_hidden(&self, device: &Device, input: &Input) -> Result<()> {
         let (kernels, stream) = (&device.kernels, &device.stream);
         let (config, activations) = (&self.config, &self.activations);
-        let (n, d) = (input.batch.tokens(), config.dim);
+        let n = input.batch.tokens();
         if let (Some(index), Some(bigram)) = (activations.bigram_index, config.bigram) {
             kernels.bigram_index(
                 stream,
@@ -63,15 +58,6 @@ impl Network {
         for (index, pass) in config.passes.iter().enumerate() {
             self.pass_forward(device, input, index, pass)?;
         }
-        let last = activations.passes.last().expect("a model has passes").out;
-        kernels.norm_forward(
-            stream,
-            device.at(last),
-            device.at(activations.final_norm),
-            1.0,
-            n as u64,
-            d as u64,
-        )?;
         Ok(())
     }
 
@@ -80,10 +66,16 @@ impl Network {
         let (config, a) = (&self.config, &self.activations);
         let (n, vocab) = (input.batch.tokens(), config.vocab);
         Head {
-            hidden: device.matrix(a.final_norm, n, config.dim),
+            hidden: device.matrix(a.last(), n, config.dim),
             table: device.matrix(self.table("tok_emb.weight"), vocab, config.dim),
             dlogits: device.pitched(a.logits, n, vocab, logit_pitch(vocab)),
             targets: device.at(input.targets),
+            norm: Some(RowScale {
+                sums: device.at(a.final_squares),
+                parts: square_parts(config.dim as u64),
+                d: config.dim as u64,
+                factor: 1.0,
+            }),
             softcap: config.softcap,
         }
     }
@@ -144,7 +136,12 @@ impl Network {
         )?;
         let down = device.matrix(self.layer(self.weights.down, layer), d, hidden);
         let out = device.matrix(a.out, n, d);
-        kernels.gemm_add(stream, Orientation::Nt, activated, down, out, x1, 1.0, 1.0)?;
+        if index + 1 == config.passes.len() {
+            let squares = device.at(self.activations.final_squares);
+            kernels.gemm_add_squares(stream, activated, down, out, x1, squares)?;
+        } else {
+            kernels.gemm_add(stream, Orientation::Nt, activated, down, out, x1, 1.0, 1.0)?;
+        }
         Ok(())
     }
 

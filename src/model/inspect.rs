@@ -64,7 +64,12 @@ impl DeviceEngine {
         };
         let mut all = BTreeMap::new();
         all.insert("act.embed".to_owned(), read(a.x0, d)?);
-        all.insert("act.final_norm".to_owned(), read(a.final_norm, d)?);
+        // Products norm the rows of their result; the normed rows themselves are made for this alone.
+        let (last, normed) = (a.last(), network.workspace.d_inner);
+        let (x, y) = (self.device().at(last), self.device().at(normed));
+        let (kernels, stream) = (&self.device().kernels, &self.device().stream);
+        kernels.norm_forward(stream, x, y, 1.0, n as u64, d as u64)?;
+        all.insert("act.final_norm".to_owned(), read(normed, d)?);
         if let (Some(index), Some(projected)) = (a.bigram_index, network.weights.bigram) {
             let bytes = self.device().memory.read_bytes(index.slice(0, n as u64))?;
             let rows: Vec<u16> = bytes

@@ -1,6 +1,7 @@
 use birdie::kernels::Matrix;
 use birdie::kernels::gemm::Tile;
 use birdie::kernels::head_loss::{Head, head_partials, logit_pitch};
+use birdie::kernels::row_scale::{RowScale, square_parts};
 
 use crate::device::Gpu;
 use crate::numbers::{Random, assert_close, bf16};
@@ -60,6 +61,30 @@ fn product_loss_and_gradient_in_one() {
         let (hidden_d, table_d, targets_d) =
             (gpu.bf16(&hidden), gpu.bf16(&table), gpu.u16(&targets));
         let pitch = logit_pitch(vocabulary);
+        // Factors that are powers of two, 2 / sqrt(4^k): products with them are exact. The sum is all in one part or another.
+        let (normed, parts) = (rows % 2 == 0, square_parts(d));
+        let exponent = |row: u64| 1 + row % 3;
+        let sums: Vec<f64> = (0..parts)
+            .flat_map(|part| (0..rows).map(move |row| (part, row)))
+            .map(|(part, row)| {
+                let here = part == row % parts;
+                if here {
+                    (d << (2 * exponent(row))) as f64
+                } else {
+                    0.0
+                }
+            })
+            .collect();
+        let sums_d = gpu.f32(&sums);
+        let factors: Vec<f64> = (0..rows)
+            .map(|row| {
+                if normed {
+                    2.0 / f64::from(1u32 << exponent(row))
+                } else {
+                    1.0
+                }
+            })
+            .collect();
         let dlogits = gpu.poison(2 * rows * pitch);
         let head = Head {
             hidden: Matrix::new(hidden_d.ptr(), rows, d),
@@ -70,6 +95,12 @@ fn product_loss_and_gradient_in_one() {
                 ..Matrix::new(dlogits.ptr(), rows, vocabulary)
             },
             targets: targets_d.ptr(),
+            norm: normed.then(|| RowScale {
+                sums: sums_d.ptr(),
+                parts,
+                d,
+                factor: 2.0,
+            }),
             softcap: cap,
         };
         let count = head_partials(rows, vocabulary);
@@ -96,10 +127,11 @@ fn product_loss_and_gradient_in_one() {
         let (v, d) = (vocabulary as usize, d as usize);
         let logits: Vec<f64> = hidden
             .chunks_exact(d)
-            .flat_map(|x| {
+            .zip(&factors)
+            .flat_map(|(x, factor)| {
                 table
                     .chunks_exact(d)
-                    .map(|w| bf16(x.iter().zip(w).map(|(x, w)| x * w).sum()))
+                    .map(|w| bf16(factor * x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>()))
                     .collect::<Vec<_>>()
             })
             .collect();
@@ -143,7 +175,8 @@ fn product_loss_and_gradient_in_one() {
             .collect();
         let gradient: Vec<f64> = exact
             .iter()
-            .flat_map(|x| x.1.iter().map(|g| 64.0 * g))
+            .zip(&factors)
+            .flat_map(|(x, factor)| x.1.iter().map(move |g| 64.0 * factor * g))
             .collect();
         assert_close(&format!("dlogits {what}"), &got, &gradient, 0.006, 1e-3);
         let padding = dlogits.bytes();
@@ -175,6 +208,7 @@ fn the_loss_has_the_same_bits_on_any_device() {
                 table: Matrix::new(table.ptr(), vocabulary, d),
                 dlogits: Matrix::new(dlogits.ptr(), rows, vocabulary),
                 targets: targets.ptr(),
+                norm: None,
                 softcap: 30.0,
             };
             kernels

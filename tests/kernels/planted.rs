@@ -476,7 +476,11 @@ fn head_parameters(device: &Device) -> Vec<u8> {
     for pointer in [targets, losses, partial] {
         bytes.extend(pointer.to_le_bytes());
     }
-    for factor in [1f32, 30.0] {
+    let sums = upload(device, &vec![d as f32; 2 * rows as usize]);
+    bytes.extend(sums.to_le_bytes());
+    bytes.extend(2i32.to_le_bytes());
+    // 1 / d and the norm's factor, padding, gradient scale, softcap.
+    for factor in [1.0 / d as f32, 1.0, 0.0, 1.0, 30.0] {
         bytes.extend(factor.to_le_bytes());
     }
     for size in [rows, vocabulary, d] {
