@@ -1,6 +1,7 @@
 // The head: logits, softcap, cross-entropy and the gradient of the logits, which themselves never leave the registers.
 //
-// 1. Formula, per row: z = bf16(f x W^T), W the token table, f = 1 / rms(x) the final norm as a factor of the row (row_scale.cuh);  c = C tanh(z / C);  loss = ln sum_j exp(c_j) - c_target;
+// 1. Formula, per row: z = bf16(f x W^T), W the token table, f = 1 / rms(x) the final norm as a factor of the row (row_scale.cuh);
+//      c = C tanh(z / C);  loss = ln sum_j exp(c_j) - c_target;
 //      dz_j = f gradient_scale (exp(c_j - ln sum) - [j = target]) (1 - (c_j / C)^2)
 //    f is in the gradient as well: dW = dz^T x and dz W is the gradient of x but for the term through rms.
 //    head_score_* stop at the loss, and round c to bf16 first when asked (published sliding evaluation does).
