@@ -187,6 +187,151 @@ fn damaged_artifacts_and_checkpoints() {
     }
 }
 
+/// A run at nano scale, and what does not fit it: each a user's error that leaves every file as it was.
+#[test]
+fn what_does_not_fit_a_run_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    let run = |arguments: &[&str]| {
+        let output = birdie(here, &[arguments, &["--device", "emu"]].concat(), &[]);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {error}");
+    };
+    let short = [
+        "--set",
+        "iterations=1",
+        "--set",
+        "warmup_steps=0",
+        "--set",
+        "val_tokens_limit=256",
+        "--set",
+        "eval_stride=0",
+    ];
+    run(&[&["train", "657-nano", "--out", "run"][..], &short].concat());
+    run(&["export", "run", "--out", "w.safetensors"]);
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fineweb_1024_bpe.model");
+    std::fs::copy(model, here.join("m.model")).unwrap();
+    // The tensors of one recipe with the text of another.
+    let artifact = here.join("run/model.birdie");
+    let (mut foreign, _) = birdie::artifact::Artifact::load(&artifact).unwrap();
+    let other = birdie::recipe::load("1473-nano", [], &[]).unwrap();
+    foreign.recipe = other.print_config();
+    std::fs::write(
+        here.join("foreign.birdie"),
+        foreign.encode(&other.recipe).unwrap(),
+    )
+    .unwrap();
+    let files = || -> Vec<(std::path::PathBuf, Vec<u8>)> {
+        let mut files: Vec<_> = [here.to_owned(), here.join("run")]
+            .iter()
+            .flat_map(|folder| folder.read_dir().unwrap().flatten())
+            .map(|entry| entry.path())
+            .filter(|path| path.is_file())
+            .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+            .collect();
+        files.sort();
+        files
+    };
+    let before = files();
+    for (arguments, part) in [
+        (
+            &["eval", "foreign.birdie"][..],
+            "its tensors are not those of its recipe",
+        ),
+        (
+            &["eval", "run", "--set", "tokenizer_path=m.model"],
+            "it has 1024 ids, but the recipe's vocab_size is 256",
+        ),
+        (
+            &["eval", "run", "--set", "val_tokens_limit=100"],
+            "validation tokens, but one window scores 128",
+        ),
+        (
+            &["eval", "run", "--set", "num_layers=3"],
+            "num_layers belongs to the weights",
+        ),
+        (
+            &[
+                "pack",
+                "run",
+                "--overwrite",
+                "--set",
+                "prune=true",
+                "--set",
+                "max_artifact_bytes=1000",
+            ],
+            "even with every code",
+        ),
+        (&["pack", "run"], "it exists"),
+        (
+            &["pack", "run", "--overwrite", "--set", "swa_enabled=false"],
+            "swa_enabled cannot change any more: the checkpoint's run had swa_enabled = true",
+        ),
+        (
+            &[
+                "pack",
+                "run",
+                "--overwrite",
+                "--set",
+                "final_weights=live",
+                "--set",
+                "ema_decay=0",
+            ],
+            "ema_decay cannot change any more: the checkpoint's run had ema_decay = 0.9",
+        ),
+        (
+            &[
+                "export",
+                "run",
+                "--checkpoint",
+                "--out",
+                "x.safetensors",
+                "--set",
+                "swa_enabled=false",
+            ],
+            "swa_enabled cannot change any more",
+        ),
+        (
+            &["train", "1473-nano", "--out", "run", "--resume"],
+            "checkpoint",
+        ),
+        (
+            &["train", "657-nano", "--out", "run"],
+            "it already holds a run",
+        ),
+        (
+            &[
+                "import",
+                "w.safetensors",
+                "--recipe",
+                "1573-nano",
+                "--out",
+                "imported",
+            ],
+            "weights w.safetensors",
+        ),
+        (
+            &[
+                "import", "m.model", "--recipe", "657-nano", "--out", "imported",
+            ],
+            "not a safetensors file",
+        ),
+    ] {
+        let text = mistake(here, &[arguments, &["--device", "emu"]].concat(), &[]);
+        assert!(text.contains(part), "{arguments:?}: {text}");
+    }
+    let after = files();
+    let names = |files: &[(std::path::PathBuf, Vec<u8>)]| -> Vec<String> {
+        files
+            .iter()
+            .map(|(path, _)| path.display().to_string())
+            .collect()
+    };
+    assert_eq!(names(&before), names(&after));
+    assert!(before == after, "a file was changed");
+    assert!(!here.join("imported").exists());
+}
+
 #[test]
 fn an_output_folder_that_cannot_be_made() {
     let folder = tempfile::tempdir().unwrap();

@@ -26,15 +26,54 @@ fn named(text: &str) -> Vec<(&str, &str)> {
 }
 
 #[test]
-fn every_test_of_the_technique_table_exists() {
-    let text = std::fs::read_to_string(root().join("docs/techniques.md")).unwrap();
-    let tests = named(&text);
-    assert!(tests.len() > 60, "{}", tests.len());
-    for (file, name) in tests {
-        let source =
-            std::fs::read_to_string(root().join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
-        assert!(has_test(&source, name), "{file} has no test {name}");
+fn every_test_that_the_tables_name_exists() {
+    for (document, least) in [("docs/techniques.md", 60), ("docs/quirks.md", 24)] {
+        let text = std::fs::read_to_string(root().join(document)).unwrap();
+        let tests = named(&text);
+        assert!(tests.len() > least, "{document}: {}", tests.len());
+        for (file, name) in tests {
+            let source = std::fs::read_to_string(root().join(file))
+                .unwrap_or_else(|e| panic!("{file}: {e}"));
+            assert!(has_test(&source, name), "{file} has no test {name}");
+        }
     }
+}
+
+/// Settings in backticks.
+fn settings(cell: &str) -> Vec<String> {
+    let quoted = cell.split('`').skip(1).step_by(2);
+    quoted.map(str::to_owned).collect()
+}
+
+#[test]
+fn recipes_do_what_was_published_and_accept_what_was_meant() {
+    let text = std::fs::read_to_string(root().join("docs/quirks.md")).unwrap();
+    let rows = text
+        .lines()
+        .filter(|l| l.starts_with("| ") && !l.starts_with("| what"));
+    let mut count = 0;
+    for line in rows {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        assert_eq!(cells.len(), 5, "{line}");
+        let (published, meant) = (settings(cells[2]), settings(cells[3]));
+        assert!(!published.is_empty() && !meant.is_empty(), "{line}");
+        for name in cells[1].split(", ") {
+            let recipe = birdie::recipe::load(name, [], &[]).unwrap().recipe;
+            for setting in &published {
+                let (key, value) = setting.split_once('=').unwrap();
+                let got = recipe.get(key).unwrap_or_else(|| panic!("no key {key}"));
+                assert_eq!(
+                    got.to_string().trim_matches('"'),
+                    value,
+                    "{key} of recipe {name}"
+                );
+            }
+            let other = birdie::recipe::load(name, [], &meant).unwrap().recipe;
+            assert_ne!(other, recipe, "{name}: {meant:?} changes nothing");
+            count += 1;
+        }
+    }
+    assert!(count > 40, "{count}");
 }
 
 #[test]

@@ -64,12 +64,9 @@ fn random_recipe(seed: u64, most_heads: usize) -> (Recipe, usize) {
     };
     let batch = 1 + c.below((300 / seq_len).clamp(1, 7));
     let (vrl_enabled, value_residual) = c.of(&[(false, false), (true, false), (false, true)]);
-    let mixes = vrl_enabled || value_residual;
-    // The first layer's V is the residual of the others: it has no value embedding then, and no gate of its own.
-    let first = usize::from(mixes);
-    let mut ve_layers: Vec<usize> = (first..layers).filter(|_| c.coin()).collect();
+    let mut ve_layers: Vec<usize> = (0..layers).filter(|_| c.coin()).collect();
     if ve_layers.is_empty() {
-        ve_layers.extend((first..layers).next_back());
+        ve_layers.push(layers - 1);
     }
     let recycle_first = usize::from(vrl_enabled);
     let mut recycle_layers = Vec::new();
@@ -83,6 +80,8 @@ fn random_recipe(seed: u64, most_heads: usize) -> (Recipe, usize) {
     let kv_dim = 64 * kv_heads;
     let ve_dim = c.of(&[8, 72, 112, 128, kv_dim]);
     let qat = c.below(4) == 0;
+    let rope_dims = c.of(&[16, 16, 4, 6, 32, 50, 64]);
+    let logit_softcap = c.of(&[30.0, 30.0, 12.5, 60.0]);
     let recipe = Recipe {
         name: format!("random {seed}"),
         seed,
@@ -108,6 +107,8 @@ fn random_recipe(seed: u64, most_heads: usize) -> (Recipe, usize) {
         recycle_layers,
         // Half of the longer sequences have scaled angles.
         rope_train_seq_len: c.of(&[32, 1024]),
+        rope_dims,
+        logit_softcap,
         ln_scale: c.below(4) > 0,
         banked: c.coin(),
         late_qat: if qat { LateQat::Ste } else { LateQat::Inert },

@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::files::write_atomically;
 use crate::quantize::quantize;
 use crate::recipe;
-use crate::train::averaging::{Snapshots, final_weights};
+use crate::train::averaging::{Snapshots, check_kept, final_weights};
 use crate::train::calibrate::Online;
 use crate::train::log::{Reporter, say};
 use crate::train::score::{calibrate, check_support, encode};
@@ -50,6 +50,8 @@ pub fn run(args: &PackArgs, backend: Backend) -> Result<u8> {
         &args.set,
         &["artifact", "averaging"],
     )?;
+    let stored = recipe::reload(&checkpoint.recipe, "stored in the checkpoint", &[], &[])?;
+    check_kept(&stored.recipe, &loaded.recipe)?;
     say(&(backend.device)(args.device.device, args.device.check)?);
     let mut engine = (backend.build)(&loaded.recipe)?;
     check_support(&loaded.recipe, engine.as_ref())?;

@@ -1,7 +1,7 @@
 //! Whole commands over a tiny model on the host.
 
 use super::*;
-use crate::artifact::Artifact;
+use crate::artifact::{Artifact, safetensors};
 use crate::train::toy::Toy;
 use std::path::Path;
 
@@ -276,18 +276,26 @@ fn gptq_runs_with_both_sources_of_hessians() {
         let tensors = |path: &Path| Artifact::load(path).unwrap().0.tensors;
         assert_eq!(tensors(&out.join("model.birdie")), tensors(&again));
     }
-    let error = train(
-        &folder.path().join("never"),
-        &[
+    // A learning rate that never falls leaves nothing to accumulate: batches after the training serve, or nothing does.
+    let never = |name: &str, batches: &str| {
+        let out = folder.path().join(name);
+        let settings = [
             "--set",
             "quantizer=gptq",
             "--set",
             "hessian_source=online",
             "--set",
             "hessian_every=100",
-        ],
-    );
+            "--set",
+            batches,
+        ];
+        (train(&out, &settings), out)
+    };
+    let (error, _) = never("never", "hessian_fallback_batches=0");
     assert!(error.unwrap_err().contains("no Hessian was accumulated"));
+    let (done, out) = never("filled", "hessian_fallback_batches=2");
+    assert_eq!(done, Ok(0));
+    assert!(log(&out).contains("hessians: filled from 2 more batches"));
 }
 
 #[test]
@@ -365,6 +373,16 @@ fn weights_travel_through_safetensors() {
         ]),
         Ok(0)
     );
+    let banks = ["export", run_text, "--checkpoint", "--banks", "--out"];
+    assert_eq!(
+        birdie(&[&banks[..], &[&path("c.safetensors")]].concat()),
+        Ok(0)
+    );
+    let load = |name: &str| safetensors::load(&folder.path().join(name)).unwrap();
+    assert!(load("c.safetensors").iter().any(|t| t.name == "qo_bank"));
+    let mut split = safetensors::from_banks(load("c.safetensors")).unwrap();
+    split.sort_by(|a, b| a.name.cmp(&b.name));
+    assert_eq!(split, load("b.safetensors"));
     assert_eq!(
         birdie(&["pack", &path("imported"), "--set", "final_weights=live"]),
         Ok(0)

@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::files::write_atomically;
 use crate::quantize::QuantizedTensor;
 use crate::recipe;
-use crate::train::averaging::{Snapshots, final_weights};
+use crate::train::averaging::{Snapshots, check_kept, final_weights};
 use crate::train::calibrate::Online;
 use crate::train::engine::Weights;
 use crate::train::log::say;
@@ -26,6 +26,9 @@ pub struct ExportArgs {
     /// Export the final weights of the run's checkpoint instead, before quantization.
     #[arg(long)]
     checkpoint: bool,
+    /// Write the matrices of all layers as the four banks that the published modules of #1072, #1473 and #1573 load.
+    #[arg(long)]
+    banks: bool,
     /// With --checkpoint: change a key of [averaging], for example final_weights=live.
     #[arg(long = "set", value_name = "KEY=VALUE", requires = "checkpoint")]
     set: Vec<String>,
@@ -67,7 +70,7 @@ pub(super) fn refuse_existing(path: &Path, overwrite: bool) -> Result<()> {
 
 pub fn export(args: &ExportArgs, backend: Backend) -> Result<u8> {
     refuse_existing(&args.out, args.overwrite)?;
-    let (tensors, note) = if args.checkpoint {
+    let (mut tensors, note) = if args.checkpoint {
         let checkpoint = Checkpoint::load(&args.source.join(CHECKPOINT))?;
         let loaded = recipe::reload(
             &checkpoint.recipe,
@@ -75,6 +78,8 @@ pub fn export(args: &ExportArgs, backend: Backend) -> Result<u8> {
             &args.set,
             &["averaging"],
         )?;
+        let stored = recipe::reload(&checkpoint.recipe, "stored in the checkpoint", &[], &[])?;
+        check_kept(&stored.recipe, &loaded.recipe)?;
         say(&(backend.device)(args.device.device, args.device.check)?);
         let mut engine = (backend.build)(&loaded.recipe)?;
         let progress = checkpoint.progress;
@@ -108,6 +113,9 @@ pub fn export(args: &ExportArgs, backend: Backend) -> Result<u8> {
             format!("birdie, recipe {}, dequantized artifact", recipe.name),
         )
     };
+    if args.banks {
+        tensors = safetensors::into_banks(tensors);
+    }
     write_atomically(&args.out, &safetensors::encode(&tensors, &note)?)?;
     say(&format!(
         "{}: {} tensors ({note})",
@@ -122,6 +130,13 @@ pub fn import(args: &ImportArgs, backend: Backend) -> Result<u8> {
     let checkpoint = args.out.join(CHECKPOINT);
     refuse_existing(&checkpoint, false)?;
     let weights = safetensors::load(&args.weights)?;
+    let weights = safetensors::from_banks(weights).map_err(|why| {
+        Failure::user(
+            format!("weights {}", args.weights.display()),
+            why,
+            "a bank has one matrix for each layer, two for each layer in qo_bank and kv_bank",
+        )
+    })?;
     say(&(backend.device)(args.device.device, args.device.check)?);
     let mut engine = (backend.build)(&loaded.recipe)?;
     let parameters = engine.export(Weights::Live)?;

@@ -312,6 +312,8 @@ recipe_keys! {
         hessian_dtype: StorageType = StorageType::Bf16, Own, "Rounding of each batch's Hessian before it is added to the others: bf16 is what the published code does, f32 is the better Hessian.";
         hessian_every: usize = 25, Own, "Steps between online Hessian batches.";
         hessian_below: f64 = 0.8, Own, "Learning-rate multiplier below which online Hessians are accumulated.";
+        hessian_fill_batches: usize = 16, Own, "Batches of training data that are read after training where an online Hessian is not usable (not finite, or zero); what #1072 does, although its Hessians were all usable.";
+        hessian_fallback_batches: usize = 256, Own, "The same where no online Hessian is usable.";
         passthrough_numel: usize = 65_536, Own, "Tensors of at most this many elements stay f16.";
         prune: bool = false, Own, "Zeroes codes of magnitude 1, cheapest first, until code and artifact meet `max_artifact_bytes`. The published forms of this never prune anything.";
         compressor: Compressor = Compressor::Lzma, Own, "Entropy coder of the artifact.";

@@ -4,6 +4,7 @@
 //! published. The moving average lives in the engine, too.
 
 use super::engine::{Element, Engine, NamedTensor, Weights};
+use crate::failure::Failure;
 use crate::recipe::{FinalWeights, Recipe};
 use anyhow::{Result, ensure};
 use half::bf16;
@@ -23,6 +24,32 @@ fn round(value: f32, stored: Element) -> f32 {
     } else {
         value
     }
+}
+
+/// Refuses settings that ask a checkpoint for an average that its run did not keep, or for no room for one that it did.
+pub fn check_kept(stored: &Recipe, wanted: &Recipe) -> Result<()> {
+    for (key, differs, had) in [
+        (
+            "swa_enabled",
+            stored.swa_enabled != wanted.swa_enabled,
+            stored.swa_enabled.to_string(),
+        ),
+        (
+            "ema_decay",
+            (stored.ema_decay > 0.0) != (wanted.ema_decay > 0.0),
+            stored.ema_decay.to_string(),
+        ),
+    ] {
+        if differs {
+            return Err(Failure::user(
+                "--set",
+                format!("{key} cannot change any more: the checkpoint's run had {key} = {had}"),
+                "final_weights chooses among the weights that the run has kept",
+            )
+            .into());
+        }
+    }
+    Ok(())
 }
 
 impl Snapshots {

@@ -4,7 +4,7 @@
 //! reads each but for its last token; the mean over the sequences is damped by 1 % of its mean diagonal (GPTQ then adds its
 //! own). *Online*: every `hessian_every` steps, once the learning rate has fallen below `hessian_below`, one extra
 //! batch is taken from the training data (which shifts the data of all later steps) and its first micro-step is read
-//! with the live weights; the mean over these is used as it is.
+//! with the live weights; the mean over these is used as it is. Where one cannot be used, batches after the training fill it in.
 //!
 //! The products themselves are the engine's ([`Engine::hessians`]), in f32; published products come out of the tensor cores
 //! rounded to bf16, which `hessian_dtype = "bf16"` repeats before a batch is added to the others.
@@ -87,6 +87,34 @@ impl Online {
             )
         });
         mean.filter(|(_, values)| valid(values)).collect()
+    }
+
+    /// Whether batches have to be read after training, and how many: some for Hessians that cannot be used, more if none can.
+    pub fn batches_to_fill(&self, recipe: &Recipe) -> usize {
+        let online =
+            recipe.quantizer == Quantizer::Gptq && recipe.hessian_source == HessianSource::Online;
+        match self.mean().len() {
+            _ if !online => 0,
+            0 => recipe.hessian_fallback_batches,
+            usable if usable < self.sums.len() => recipe.hessian_fill_batches,
+            _ => 0,
+        }
+    }
+
+    /// Takes the Hessians that cannot be used from `other`.
+    pub fn fill(&mut self, other: Self) {
+        let usable = self.mean();
+        if usable.is_empty() {
+            *self = other;
+            return;
+        }
+        let factor = self.count as f32 / other.count.max(1) as f32;
+        for (name, sum) in other.sums {
+            if !usable.contains_key(&name) {
+                let same_mean = sum.into_iter().map(|v| v * factor).collect();
+                self.sums.insert(name, same_mean);
+            }
+        }
     }
 
     /// For a checkpoint.
@@ -186,6 +214,41 @@ mod tests {
         assert_eq!((again, rest.len()), (online.clone(), 0));
         online.add(hessians([f32::NAN, 0.0, 0.0, 0.0])).unwrap();
         assert!(online.mean().is_empty());
+    }
+
+    #[test]
+    fn batches_after_the_training_fill_what_cannot_be_used() {
+        let recipe = Recipe {
+            quantizer: Quantizer::Gptq,
+            hessian_source: HessianSource::Online,
+            ..Recipe::default()
+        };
+        let both = |a: [f32; 4], b: [f32; 4]| -> Hessians {
+            [("a".to_owned(), a.to_vec()), ("b".to_owned(), b.to_vec())].into()
+        };
+        let mut online = Online::default();
+        assert_eq!(online.batches_to_fill(&recipe), 256);
+        let good = [2.0, 0.5, 0.5, 3.0];
+        for _ in 0..4 {
+            online.add(both(good, [0.0; 4])).unwrap();
+        }
+        assert_eq!(online.batches_to_fill(&recipe), 16);
+        let mut more = Online::default();
+        more.add(both([9.0; 4], [5.0, 1.0, 1.0, 7.0])).unwrap();
+        more.add(both([9.0; 4], [7.0, 1.0, 1.0, 9.0])).unwrap();
+        online.fill(more.clone());
+        let mean = online.mean();
+        assert_eq!(mean["a"], good, "what could be used stays");
+        assert_eq!(mean["b"], [6.0, 1.0, 1.0, 8.0]);
+        assert_eq!(online.batches_to_fill(&recipe), 0);
+        let mut empty = Online::default();
+        empty.fill(more.clone());
+        assert_eq!(empty, more);
+        let searched = Recipe {
+            quantizer: Quantizer::ClipSearch,
+            ..recipe
+        };
+        assert_eq!(Online::default().batches_to_fill(&searched), 0);
     }
 
     #[test]

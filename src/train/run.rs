@@ -145,6 +145,19 @@ pub fn train(
                         progress.train_ms, recipe.iterations
                     ))?;
                 }
+                let batches = online.batches_to_fill(recipe);
+                if batches > 0 {
+                    reporter.line(format!("hessians: filled from {batches} more batches"))?;
+                    let mut more = Online::default();
+                    for _ in 0..batches {
+                        let extra = ahead.take().map_or_else(|| data.take(), Ok)?;
+                        let first = extra.tokens.len() / shape.micro_steps;
+                        more.read(recipe, engine, &extra.tokens[..first], shape.seq_len)?;
+                        data.recycle(extra);
+                    }
+                    online.fill(more);
+                    progress.hessian_batches = online.count;
+                }
                 save(run, engine, &progress, &online)?;
                 return Ok(Outcome {
                     progress,
