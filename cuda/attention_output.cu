@@ -1,14 +1,17 @@
-// Between attention and its output projection: exclusive self-attention (XSA) and the per-head gate.
+// Backward of what attention_forward.cu does to its output, exclusive self-attention (XSA) and the per-head gate; and delta.
 //
 // 1. Formula, per token and query head h with kv = h / R, R = H / KV, v the value that attention used (not rotated, not normalised):
-//      XSA   v^ = v / max(|v|, 1e-12);  a = y . v^;  y' = y - a v^         (y' = y without XSA)
-//      gate  out = y' sigmoid(logit + bias[h])                             (out = y' without gate)
-//    Backward, g = dout sigmoid(...):  dlogit = (dout . y') s (1 - s), stored times f (row_scale.cuh);  dy = g - (g . v^) v^;
-//      dv^ = - sum over the group's R heads of [(y . v^) g + (g . v^) y];  dv_extra = (dv^ - (dv^ . v^) v^) / |v|
+//      forward   v^ = v / max(|v|, 1e-12);  a = y . v^;  z = y - a v^;  out = z s,  s = sigmoid(logit + bias[h])
+//                (a = 0 without XSA, s = 1 without gate; y is attention's output)
+//      dlogit = (dout . z) s (1 - s) = (dout . out) (1 - s), stored times f (row_scale.cuh)
+//      g = s dout;  dy = g - (g . v^) v^
+//      dv^ = - sum over the group's R heads of [a g + (g . v^) y];  dv_extra = (dv^ - (dv^ . v^) v^) / |v|
 //      delta = dy . y   (what attention_backward.cu needs), 0 for rows t >= T
+//    The forward stored out and a. y = out / s + a v^ has bf16's precision relative to each part, since out is rounded relatively; in
+//    dv^ the share of y along v^ is projected away, and (g . v^) z = (dout . v^) out. Where s underflows so does dy, and delta is 0.
 //
-// 2. Operands: y, out, dout, dy bf16 [N, H 64]; v bf16, rows of v_stride, first v column; gate logits bf16, rows of
-//    gate_stride; bias f32 [H]; delta f32 [B, H, Tp]; dv_extra bf16 [N, KV 64]; dgate like the logits, the padding of its
+// 2. Operands: out, dout, dy bf16 [N, H 64]; along (a), delta f32 [B, H, Tp]; v bf16, rows of v_stride, first v column; gate logits
+//    bf16, rows of gate_stride; bias f32 [H]; dv_extra bf16 [N, KV 64]; dgate like the logits, the padding of its
 //    16 ceil(H / 16) columns is zeroed; partial f32 [G, H]: sums of dlogit.
 //
 // 3. Work. A unit is one KV head of one token with its R query heads: 8 lanes of 8 channels, which hold v^ and walk the heads. 256
@@ -17,7 +20,7 @@
 //
 // 4. Pipeline: one pass; the loads of a head do not depend on the head before.
 //
-// 5. Floor (predicted), N = 98304, H = 8, KV = 4: forward 252 MB, 84 us; backward with XSA 453 MB, 151 us; delta alone 201 MB, 67 us.
+// 5. Floor (predicted), N = 98304, H = 8, KV = 4: with XSA 409 MB, 136 us; delta alone 204 MB, 68 us.
 //
 // 6. Fences: __syncthreads between the units' bias sums and the threads that add them in order. A unit's sums are written and read
 //    by its lane 0 alone before.
@@ -62,44 +65,12 @@ struct Unit {
 using namespace birdie;
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    attention_output_forward(const bf16 *y, const bf16 *v, i32 v_stride, const bf16 *gate_logits, i32 gate_stride,
-                             const float *gate_bias, i32 xsa, bf16 *out, i32 N, i32 H, i32 KV) {
-  const Unit u(KV);
-  const i32 group = H / KV;
-  for (i32 n = u.first; u.more(n, N); n += u.per_trip) {
-    const i32 token = min(n, N - 1);
-    float direction[8];
-    if (xsa) {
-      load8(v + i64(token) * v_stride + u.kv * 64 + 8 * u.lane, direction);
-      normalise(direction);
-    }
-#pragma unroll 2
-    for (i32 head = u.kv * group; head < (u.kv + 1) * group; ++head) {
-      const i64 place = (i64(n) * H + head) * 64 + 8 * u.lane;
-      float x[8] = {};
-      // NOTE: out may be y: a unit without a token must not read what another one writes.
-      if (n < N) load8(y + place, x);
-      if (xsa) {
-        const float a = dot_head(x, direction);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) x[i] -= a * direction[i];
-      }
-      if (gate_logits != nullptr) {
-        const float s = sigmoid(bf16_value(gate_logits[i64(token) * gate_stride + head]) + gate_bias[head]);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) x[i] *= s;
-      }
-      if (n < N) store8(out + place, x);
-    }
-  }
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-    attention_output_backward(const bf16 *dout, const bf16 *y, const bf16 *v, i32 v_stride, const bf16 *gate_logits,
-                              i32 gate_stride, const float *gate_bias, i32 xsa, bf16 *dy, float *delta, bf16 *dv_extra,
-                              bf16 *dgate, i32 dgate_stride, RowScale scale, float *partial, i32 B, i32 T, i32 Tp, i32 H, i32 KV) {
+    attention_output_backward(const bf16 *dout, const bf16 *out, const float *along, const bf16 *v, i32 v_stride,
+                              const bf16 *gate_logits, i32 gate_stride, const float *gate_bias, bf16 *dy, float *delta,
+                              bf16 *dv_extra, bf16 *dgate, i32 dgate_stride, RowScale scale, float *partial, i32 B, i32 T, i32 Tp, i32 H, i32 KV) {
   __shared__ float bias_sums[UNITS * MOST_HEADS]; // [unit][head of its group]
   const Unit u(KV);
+  const bool xsa = along != nullptr;
   const i32 group = H / KV, rows = B * Tp;
   float *mine = bias_sums + u.unit * group;
   if (u.lane == 0)
@@ -117,42 +88,47 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for (i32 r = 0; r < group; ++r) {
       const i32 head = u.kv * group + r;
       const i64 place = (i64(token) * H + head) * 64 + 8 * u.lane;
-      float g[8], value[8];
+      const i64 statistic = (i64(b) * H + head) * Tp + t;
+      float g[8], x[8]; // x: out, then y
       load8(dout + place, g);
-      load8(y + place, value);
-      const float a = xsa ? dot_head(value, direction) : 0.f; // y . v^
+      load8(out + place, x);
+      const float a = xsa ? along[statistic] : 0.f;
+      float s = 1.f, inverse_s = 1.f;
       if (gate_logits != nullptr) {
-        const float s = sigmoid(bf16_value(gate_logits[i64(token) * gate_stride + head]) + gate_bias[head]);
-        float dot = dot_head(g, value);
-        if (xsa) dot -= a * dot_head(g, direction); // dout . y'
-        const float dlogit = dot * s * (1.f - s);
+        // NOTE: below 2^-127 s is flushed to zero, and its inverse must not become infinite.
+        inverse_s = fminf(1.f + exp_approx(-(bf16_value(gate_logits[i64(token) * gate_stride + head]) + gate_bias[head])), 1e38f);
+        s = rcp_approx(inverse_s);
+        const float dlogit = dot_head(g, x) * (1.f - s);
         if (live && u.lane == 0) {
           mine[r] += dlogit;
           dgate[i64(token) * dgate_stride + head] = to_bf16(row_factor_at(scale, token, B * T) * dlogit);
         }
-#pragma unroll
-        for (int i = 0; i < 8; ++i) g[i] *= s;
       }
       if (xsa) {
-        const float e = dot_head(g, direction); // g . v^
+        const float e = dot_head(g, direction); // dout . v^
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
-          dv[i] -= a * g[i] + e * value[i];
-          g[i] -= e * direction[i];
+          g[i] *= s;
+          dv[i] -= a * g[i] + e * x[i];
+          g[i] -= s * e * direction[i];
+          x[i] = x[i] * inverse_s + a * direction[i];
         }
+      } else {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) g[i] *= s, x[i] *= inverse_s;
       }
       if (live && dy != nullptr) store8(dy + place, g);
       // From dy as it is stored: the backward pass subtracts delta from products with the stored values, and what the two do not
       // share would stay in the gradients of q and k.
 #pragma unroll
       for (int i = 0; i < 8; ++i) g[i] = bf16_value(to_bf16(g[i]));
-      const float d = dot_head(g, value);
-      if (padded < rows && u.lane == 0) delta[(i64(b) * H + head) * Tp + t] = live ? d : 0.f;
+      const float d = dot_head(g, x);
+      if (padded < rows && u.lane == 0) delta[statistic] = live ? d : 0.f;
     }
     if (xsa) {
-      const float along = dot_head(dv, direction);
+      const float radial = dot_head(dv, direction);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) dv[i] = (dv[i] - along * direction[i]) * inverse;
+      for (int i = 0; i < 8; ++i) dv[i] = (dv[i] - radial * direction[i]) * inverse;
       if (live) store8(dv_extra + (i64(token) * KV + u.kv) * 64 + 8 * u.lane, dv);
     }
     if (gate_logits != nullptr && live && u.kv == 0)

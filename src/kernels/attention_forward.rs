@@ -1,13 +1,13 @@
-//! Twin of `cuda/attention_forward.cu`.
+//! Twin of `cuda/attention_forward.cu`: attention, with XSA and the per-head gate on its output.
 
 use anyhow::Result;
 use cust::stream::Stream;
 
-use super::{Checks, DevPtr, Kernels, Matrix, Work, with_alignment};
+use super::{Checks, DevPtr, Kernels, Matrix, Work, address, with_alignment};
 use crate::driver::tensor_map::TensorMap;
 
-/// 128 rows of Q, then four stages of K and V (`ForwardShared`).
-pub const SHARED: u32 = with_alignment(2 * 8192 + 4 * 2 * 16384 + 13 * 8);
+/// 128 rows of Q, four stages of K and V, V of the diagonal (`ForwardShared`).
+pub const SHARED: u32 = with_alignment(2 * 8192 + 4 * 2 * 16384 + 16384 + 13 * 8);
 
 pub const HEAD_DIM: u64 = 64;
 
@@ -110,39 +110,81 @@ impl AttentionShape {
     }
 }
 
-impl Kernels {
-    /// Causal attention: `qkv [B, T, C]` bf16 to `out [B, T, H 64]` bf16 and `lse [B, H, Tp]` f32.
-    pub fn attention_forward(
-        &self,
-        stream: &Stream,
-        shape: AttentionShape,
-        qkv: DevPtr,
-        out: DevPtr,
-        lse: DevPtr,
-    ) -> Result<Work> {
-        self.attention_forward_from(stream, shape, 0, qkv, out, lse)
-    }
+/// Logits of the per-head gate: the columns behind q, k and v of the raw projection, [`gate_columns`] of them reserved.
+#[derive(Clone, Copy, Debug)]
+pub struct Gate {
+    /// Raw projection bf16 `[N, stride]`.
+    pub qkv: DevPtr,
+    pub stride: u64,
+    /// f32 `[H]`.
+    pub bias: DevPtr,
+}
 
-    /// The same for the rows from `first` on, with all keys before them: the window of a long context that is scored. Rows of the tile
-    /// that `first` lies in may be written too, the rows before it are not touched.
-    pub fn attention_forward_from(
-        &self,
-        stream: &Stream,
+/// Columns of the raw projection that are the gate's: one for each head, rounded up to 16.
+pub fn gate_columns(shape: AttentionShape) -> u64 {
+    shape.heads().next_multiple_of(16)
+}
+
+impl Gate {
+    /// Address of the first logit, stride and bias as a kernel takes them; zeros without a gate.
+    pub(super) fn parameters(
+        gate: Option<Self>,
+        checks: Checks,
         shape: AttentionShape,
-        first: u64,
-        qkv: DevPtr,
-        out: DevPtr,
-        lse: DevPtr,
-    ) -> Result<Work> {
+    ) -> Result<(u64, i32, u64)> {
+        let Some(gate) = gate else {
+            return Ok((0, 0, 0));
+        };
+        let columns = shape.columns();
+        checks.limit(gate.stride >= columns + gate_columns(shape), || {
+            format!(
+                "rows of {} columns have no room for the gate behind {columns}",
+                gate.stride
+            )
+        })?;
+        let rows = shape.sequences * shape.tokens;
+        checks.array("gate_logits", gate.qkv, 2, &[rows, gate.stride])?;
+        checks.list("gate_bias", gate.bias, 4, &[shape.heads()])?;
+        let logits = gate.qkv.offset(2 * columns).address;
+        let stride = checks.int("gate_stride", gate.stride)?;
+        Ok((logits, stride, gate.bias.address))
+    }
+}
+
+/// Operands of [`Kernels::attention_forward`].
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionForward {
+    pub shape: AttentionShape,
+    /// Rows from here on, with all keys before them: 0 for all, else the window of a long context that is scored. Rows of the tile that
+    /// it lies in may be written too, the rows before that are not touched.
+    pub first: u64,
+    /// bf16 `[B, T, C]`.
+    pub qkv: DevPtr,
+    /// bf16 `[B, T, H 64]`.
+    pub out: DevPtr,
+    /// f32 `[B, H, Tp]`.
+    pub lse: DevPtr,
+    /// With XSA: the output's component along each token's own value, f32 `[B, H, Tp]`.
+    pub along: Option<DevPtr>,
+    pub gate: Option<Gate>,
+}
+
+impl Kernels {
+    /// Causal attention, then XSA, then the gate.
+    pub fn attention_forward(&self, stream: &Stream, f: &AttentionForward) -> Result<Work> {
         let checks = Checks("attention_forward_causal_d64");
+        let AttentionForward { shape, first, .. } = *f;
         let [tokens, padded] = shape.check(checks)?;
         checks.limit(first < shape.tokens, || {
             format!("rows from {first} on of {} tokens", shape.tokens)
         })?;
-        let [q, k, v] = shape.qkv_maps(checks, ["q", "k", "v"], qkv, 128)?;
+        let [q, k, v] = shape.qkv_maps(checks, ["q", "k", "v"], f.qkv, 128)?;
         let width = shape.heads() * HEAD_DIM;
-        let out_map = shape.part(out, width, 0, width).map(checks, "out", 64)?;
-        checks.array("lse", lse, 4, &[shape.statistics()])?;
+        let out_map = shape.part(f.out, width, 0, width).map(checks, "out", 64)?;
+        checks.array("lse", f.lse, 4, &[shape.statistics()])?;
+        checks.optional("along", f.along, 4, &[shape.statistics()])?;
+        let along = address(f.along);
+        let (logits, gate_stride, bias) = Gate::parameters(f.gate, checks, shape)?;
         let (group, heads) = (shape.group as i32, shape.heads_per_cta());
         let (heads_per_cta, first_row) = (heads as i32, checks.int("first", first)?);
         let tile = 128 / heads;
@@ -161,7 +203,11 @@ impl Kernels {
                 &k,
                 &v,
                 &out_map,
-                &lse,
+                &f.lse,
+                &along,
+                &logits,
+                &gate_stride,
+                &bias,
                 &tokens,
                 &padded,
                 &group,
@@ -175,10 +221,11 @@ impl Kernels {
         };
         let rows = shape.sequences * shape.tokens;
         let queries = shape.sequences * (shape.tokens - first);
-        Ok(Work {
+        let statistics = 1 + u64::from(f.along.is_some());
+        self.done(Work {
             flops: 4 * HEAD_DIM * (shape.scores() - skipped.scores()),
             bytes: 2 * (rows * 2 * shape.kv_heads * HEAD_DIM + 2 * queries * width)
-                + 4 * queries * shape.heads(),
+                + 4 * statistics * queries * shape.heads(),
         })
     }
 }

@@ -265,13 +265,13 @@ impl Network {
         self.weight_gradient(device, dx1, device.matrix(a.z, n, d), &[piece])?;
 
         let output = self.attention_output(device, input, index, pass);
-        let gated = output.gate.is_some();
-        let direct = !output.xsa && !gated;
+        let (xsa, gated) = (output.along.is_some(), output.gate.is_some());
+        let direct = !xsa && !gated;
         let gradients = AttentionOutputGradients {
             dout: device.at(w.d_inner),
             dy: (!direct).then(|| device.at(w.dy)),
             delta: device.at(w.delta),
-            dv_extra: output.xsa.then(|| device.at(w.dv_extra)),
+            dv_extra: xsa.then(|| device.at(w.dv_extra)),
             dqkv: gated.then(|| device.at(w.dqkv)),
             scale: Some(self.attention_norm(device, a, layer)),
             partial: gated.then_some(partial),
@@ -305,7 +305,7 @@ impl Network {
         let scale = self.attention_norm(device, a, layer);
         let mut gradients = QkvGradients {
             dout: device.at(w.dqkv_ready),
-            dv_extra: output.xsa.then(|| device.at(w.dv_extra)),
+            dv_extra: xsa.then(|| device.at(w.dv_extra)),
             dqkv: device.at(w.dqkv),
             scale: Some(scale),
             dv_first: Some(device.at(w.dv_first)),

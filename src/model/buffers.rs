@@ -95,9 +95,9 @@ pub struct PassActivations {
     pub qkv_ready: Tensor,
     /// `[B, H, Tp]` f32
     pub lse: Tensor,
-    /// Attention's output `[N, d]`.
-    pub y: Tensor,
-    /// Input of the output projection `[N, d]`; `y` itself with neither XSA nor gate.
+    /// With XSA: the component of attention's output along the token's own value `[B, H, Tp]` f32.
+    pub along: Option<Tensor>,
+    /// Attention's output after XSA and gate, the input of the output projection `[N, d]`.
     pub z: Tensor,
     /// The residual stream between attention and MLP `[N, d]`, and the sums of squares of its rows f32 `[parts, N]`.
     pub x1: Tensor,
@@ -276,6 +276,12 @@ impl Activations {
             plan.reserve(Region::Activations, name, element, shape)
         };
         let mut pass = |index: usize, layer: usize| {
+            let mut statistics = |name: &str| {
+                let shape = [config.heads, sizes.max_padded_tokens];
+                reserve(format!("pass {index}: {name}"), Element::F32, &shape)
+            };
+            let lse = statistics("log-sum-exp");
+            let along = config.xsa[layer].then(|| statistics("along the own value"));
             let mut bf16 = |name: &str, columns: usize| {
                 reserve(
                     format!("pass {index}: {name}"),
@@ -283,27 +289,17 @@ impl Activations {
                     &[n, columns],
                 )
             };
-            let y = bf16("attention", d);
-            let direct = !config.xsa[layer] && !config.gated_attention;
             PassActivations {
                 x_in: bf16("x into attention", d),
                 qkv: bf16("qkv", config.projected_columns()),
                 qkv_ready: bf16("qkv ready", config.qkv_columns()),
-                y,
-                z: if direct {
-                    y
-                } else {
-                    bf16("attention gated", d)
-                },
+                z: bf16("attention", d),
                 x1: bf16("x after attention", d),
                 pre: bf16("mlp before activation", config.hidden),
                 activated: bf16("mlp activated", config.hidden),
                 out: bf16("x after mlp", d),
-                lse: reserve(
-                    format!("pass {index}: log-sum-exp"),
-                    Element::F32,
-                    &[config.heads, sizes.max_padded_tokens],
-                ),
+                lse,
+                along,
                 x_in_squares: reserve(
                     format!("pass {index}: squares into attention"),
                     Element::F32,

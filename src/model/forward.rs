@@ -7,7 +7,8 @@ use super::config::{Before, Pass, ValueResidual};
 use super::device::Device;
 use super::network::Network;
 use crate::arena::Tensor;
-use crate::kernels::attention_output::{AttentionOutput, Gate};
+use crate::kernels::attention_forward::{AttentionForward, Gate};
+use crate::kernels::attention_output::AttentionOutput;
 use crate::kernels::embedding::{Bigram, Embedding};
 use crate::kernels::gemm::Orientation;
 use crate::kernels::head_loss::Head;
@@ -92,7 +93,6 @@ impl Network {
         let (n, d, hidden) = (input.batch.tokens(), config.dim, config.hidden);
         let a = &self.activations.passes[index];
         let layer = pass.layer;
-        let shape = self.attention_shape(input.batch);
 
         let mix = self.mix(device, input, index, pass);
         let squares = device.at(a.x_in_squares);
@@ -108,17 +108,16 @@ impl Network {
         )?;
         let qkv = self.qkv(device, input, index, pass);
         kernels.qkv_forward(stream, &qkv, device.at(a.qkv_ready))?;
-        kernels.attention_forward(
-            stream,
-            shape,
-            device.at(a.qkv_ready),
-            device.at(a.y),
-            device.at(a.lse),
-        )?;
-        if a.z != a.y {
-            let output = self.attention_output(device, input, index, pass);
-            kernels.attention_output_forward(stream, &output, device.at(a.z))?;
-        }
+        let attention = AttentionForward {
+            shape: self.attention_shape(input.batch),
+            first: 0,
+            qkv: device.at(a.qkv_ready),
+            out: device.at(a.z),
+            lse: device.at(a.lse),
+            along: a.along.map(|t| device.at(t)),
+            gate: self.gate(device, index, pass),
+        };
+        kernels.attention_forward(stream, &attention)?;
         let x1 = device.matrix(a.x1, n, d);
         let out_weight = device.matrix(self.layer(self.weights.attn_out, layer), d, d);
         let z = device.matrix(a.z, n, d);
@@ -275,20 +274,24 @@ impl Network {
         index: usize,
         pass: &Pass,
     ) -> AttentionOutput {
-        let config = &self.config;
         let a = &self.activations.passes[index];
         AttentionOutput {
             shape: self.attention_shape(input.batch),
-            y: device.at(a.y),
+            out: device.at(a.z),
             qkv_in: device.at(a.qkv_ready),
-            gate: config.gated_attention.then(|| Gate {
-                qkv: device.at(a.qkv),
-                stride: config.projected_columns() as u64,
-                bias: device.at(self
-                    .layout
-                    .named(&Self::block_name(pass.layer, "attn.attn_gate.bias"))),
-            }),
-            xsa: config.xsa[pass.layer],
+            along: a.along.map(|t| device.at(t)),
+            gate: self.gate(device, index, pass),
         }
+    }
+
+    fn gate(&self, device: &Device, index: usize, pass: &Pass) -> Option<Gate> {
+        let config = &self.config;
+        config.gated_attention.then(|| Gate {
+            qkv: device.at(self.activations.passes[index].qkv),
+            stride: config.projected_columns() as u64,
+            bias: device.at(self
+                .layout
+                .named(&Self::block_name(pass.layer, "attn.attn_gate.bias"))),
+        })
     }
 }

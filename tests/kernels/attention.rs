@@ -1,9 +1,13 @@
-//! `attention_forward` and `attention_backward`.
+//! `attention_forward` with and without XSA and gate, `attention_backward`, `attention_decode`.
 
 use birdie::kernels::attention_backward::{AttentionGradient, QuerySum, QuerySums};
 use birdie::kernels::attention_decode::{AttentionDecode, decode_scratch};
-use birdie::kernels::attention_forward::AttentionShape;
+use birdie::kernels::attention_forward::{AttentionForward, AttentionShape, Gate, gate_columns};
+use birdie::kernels::attention_output::{
+    AttentionOutput, AttentionOutputGradients, attention_output_partials,
+};
 
+use crate::attention_output::{gradient, output};
 use crate::device::{Buffer, Gpu};
 use crate::numbers::{Random, assert_close, bf16, distance};
 
@@ -105,6 +109,42 @@ const SHAPES: [(u64, u64, u64, u64); 14] = [
     (1, 130, 1, 8),
 ];
 
+/// What a launch leaves.
+struct Forward {
+    out: Buffer,
+    lse: Buffer,
+    along: Option<Buffer>,
+}
+
+/// Rows from `first` on, outputs poisoned before.
+fn forward(
+    gpu: &Gpu,
+    shape: AttentionShape,
+    first: u64,
+    qkv: &Buffer,
+    xsa: bool,
+    gate: Option<Gate>,
+) -> Forward {
+    let rows = shape.sequences * shape.tokens;
+    let forward = Forward {
+        out: gpu.poison(2 * rows * shape.heads() * D as u64),
+        lse: gpu.poison(4 * shape.statistics()),
+        along: xsa.then(|| gpu.poison(4 * shape.statistics())),
+    };
+    let launch = AttentionForward {
+        shape,
+        first,
+        qkv: qkv.ptr(),
+        out: forward.out.ptr(),
+        lse: forward.lse.ptr(),
+        along: forward.along.as_ref().map(Buffer::ptr),
+        gate,
+    };
+    gpu.kernels.attention_forward(&gpu.stream, &launch).unwrap();
+    gpu.wait();
+    forward
+}
+
 #[test]
 fn forward_and_backward() {
     let gpu = Gpu::new();
@@ -118,14 +158,7 @@ fn forward_and_backward() {
         let want = reference(shape, &qkv, &dout);
 
         let (qkv_d, dout_d) = (gpu.bf16(&qkv), gpu.bf16(&dout));
-        let (out, lse) = (
-            gpu.poison(2 * rows * width),
-            gpu.poison(4 * shape.statistics()),
-        );
-        gpu.kernels
-            .attention_forward(&gpu.stream, shape, qkv_d.ptr(), out.ptr(), lse.ptr())
-            .unwrap();
-        gpu.wait();
+        let Forward { out, lse, .. } = forward(&gpu, shape, 0, &qkv_d, false, None);
         assert_close(
             &format!("out {shape:?}"),
             &out.read_bf16(),
@@ -231,17 +264,8 @@ fn rows_do_not_depend_on_later_tokens() {
     let (long, short) = (shape(1, 150, 1, 2), shape(1, 90, 1, 2));
     let qkv = Random::new(7).bf16(150 * long.columns(), 1.0);
     let run = |shape: AttentionShape| {
-        let rows = shape.tokens;
-        let qkv = gpu.bf16(&qkv[..(rows * shape.columns()) as usize]);
-        let (out, lse) = (
-            gpu.poison(2 * rows * 128),
-            gpu.poison(4 * shape.statistics()),
-        );
-        gpu.kernels
-            .attention_forward(&gpu.stream, shape, qkv.ptr(), out.ptr(), lse.ptr())
-            .unwrap();
-        gpu.wait();
-        out.read_bf16()
+        let qkv = gpu.bf16(&qkv[..(shape.tokens * shape.columns()) as usize]);
+        forward(&gpu, shape, 0, &qkv, false, None).out.read_bf16()
     };
     let (long, short) = (run(long), run(short));
     // Different tiles may round differently; the values are the same.
@@ -255,42 +279,201 @@ fn large_scores_do_not_overflow() {
     let qkv: Vec<f64> = Random::new(8).bf16(70 * shape.columns(), 30.0);
     let dout = vec![1.0; 70 * 128];
     let want = reference(shape, &qkv, &dout);
-    let (qkv, out, lse) = (
-        gpu.bf16(&qkv),
-        gpu.poison(2 * 70 * 128),
-        gpu.poison(4 * shape.statistics()),
-    );
-    gpu.kernels
-        .attention_forward(&gpu.stream, shape, qkv.ptr(), out.ptr(), lse.ptr())
-        .unwrap();
-    gpu.wait();
+    let got = forward(&gpu, shape, 0, &gpu.bf16(&qkv), false, None);
     let rounded: Vec<f64> = want.out.iter().map(|&x| bf16(x)).collect();
-    assert!(distance(&out.read_bf16(), &rounded) < 0.01);
+    assert!(distance(&got.out.read_bf16(), &rounded) < 0.01);
+}
+
+/// Gate logits behind q, k and v, and their bias.
+struct Gates {
+    raw: Vec<f64>,
+    bias: Vec<f64>,
+    stride: usize,
+    on_device: (Buffer, Buffer),
+}
+
+impl Gates {
+    fn new(gpu: &Gpu, shape: AttentionShape, random: &mut Random) -> Self {
+        let stride = shape.columns() + gate_columns(shape);
+        let raw = random.bf16(shape.sequences * shape.tokens * stride, 1.5);
+        let bias = random.f32(shape.heads(), 1.0);
+        Self {
+            on_device: (gpu.bf16(&raw), gpu.f32(&bias)),
+            stride: stride as usize,
+            raw,
+            bias,
+        }
+    }
+
+    fn operand(&self) -> Gate {
+        Gate {
+            qkv: self.on_device.0.ptr(),
+            stride: self.stride as u64,
+            bias: self.on_device.1.ptr(),
+        }
+    }
+
+    fn logit(&self, shape: AttentionShape, row: usize, head: usize) -> f64 {
+        self.raw[row * self.stride + shape.columns() as usize + head] + self.bias[head]
+    }
+}
+
+/// Every row and head with its token's own value, its logit and its place in the statistics.
+fn each_row<'a>(
+    shape: AttentionShape,
+    qkv: &'a [f64],
+    gates: Option<&'a Gates>,
+) -> impl Iterator<Item = (usize, usize, &'a [f64], Option<f64>, usize)> + use<'a> {
+    let (heads, tokens) = (shape.heads() as usize, shape.tokens as usize);
+    let (columns, padded) = (shape.columns() as usize, shape.padded_tokens() as usize);
+    let first_value = heads + shape.kv_heads as usize;
+    let rows = shape.sequences as usize * tokens;
+    (0..rows)
+        .flat_map(move |row| (0..heads).map(move |head| (row, head)))
+        .map(move |(row, head)| {
+            let v = &qkv[row * columns + (first_value + head / shape.group as usize) * D..][..D];
+            let statistic = ((row / tokens) * heads + head) * padded + row % tokens;
+            let logit = gates.map(|g| g.logit(shape, row, head));
+            (row, head, v, logit, statistic)
+        })
+}
+
+/// XSA and gate: the output, and the gradients through preprocess and backward.
+#[test]
+fn xsa_and_gate_both_ways() {
+    let gpu = Gpu::new();
+    for (i, ((sequences, tokens, kv_heads, group), xsa, gated)) in [
+        ((1, 1, 1, 2), true, true),
+        ((1, 65, 1, 2), true, false),
+        ((2, 64, 2, 1), true, true),
+        ((2, 130, 1, 1), true, false),
+        ((1, 131, 1, 3), false, true),
+        ((1, 200, 2, 3), true, true),
+        ((2, 67, 2, 4), true, true),
+        ((1, 129, 1, 8), false, true),
+        // More key blocks than stages: the diagonal's V is of the first trip, and read after all others.
+        ((1, 650, 1, 2), true, true),
+        ((1, 700, 1, 1), true, false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let shape = shape(sequences, tokens, kv_heads, group);
+        let what = format!("{shape:?}, xsa {xsa}, gate {gated}");
+        let rows = (sequences * tokens) as usize;
+        let (heads, kv) = (shape.heads() as usize, kv_heads as usize);
+        let width = heads * D;
+        let mut random = Random::new(300 + i as u64);
+        let qkv = random.bf16(rows as u64 * shape.columns(), 1.5);
+        let dout = random.bf16((rows * width) as u64, 1.0);
+        let gates = gated.then(|| Gates::new(&gpu, shape, &mut random));
+        let y = reference(shape, &qkv, &vec![0.0; rows * width]).out;
+
+        let (mut want_out, mut want_dy) = (vec![], vec![]);
+        let mut want_along = vec![0.0; shape.statistics() as usize];
+        let mut want_dv = vec![0.0; rows * kv * D];
+        let mut want_dlogits = vec![];
+        for (row, head, v, logit, statistic) in each_row(shape, &qkv, gates.as_ref()) {
+            let place = (row * heads + head) * D;
+            let (y, dout) = (&y[place..][..D], &dout[place..][..D]);
+            let (out, along) = output(y, v, xsa, logit);
+            let (dy, dv, dlogit) = gradient(y, along, v, dout, xsa, logit);
+            want_out.extend(out);
+            want_dy.extend(dy);
+            want_along[statistic] = along;
+            want_dlogits.push(dlogit);
+            let sums = &mut want_dv[(row * kv + head / group as usize) * D..][..D];
+            sums.iter_mut().zip(dv).for_each(|(sum, dv)| *sum += dv);
+        }
+
+        let qkv_d = gpu.bf16(&qkv);
+        let gate = gates.as_ref().map(Gates::operand);
+        let left = forward(&gpu, shape, 0, &qkv_d, xsa, gate);
+        let got = left.out.read_bf16();
+        assert_close(&format!("out, {what}"), &got, &want_out, 0.01, 0.02);
+        if let Some(along) = &left.along {
+            let got = along.read_f32();
+            assert_close(&format!("along, {what}"), &got, &want_along, 0.01, 0.02);
+        }
+
+        let dout_d = gpu.bf16(&dout);
+        let (dy, delta) = (
+            gpu.poison((2 * rows * width) as u64),
+            gpu.poison(4 * shape.statistics()),
+        );
+        let dv = gpu.poison((2 * rows * kv * D) as u64);
+        let stride = gates.as_ref().map_or(0, |g| g.stride);
+        let dqkv = gpu.poison((2 * rows * stride).max(2) as u64);
+        let partials = u64::from(attention_output_partials(shape));
+        let partial = gpu.poison(4 * partials * shape.heads());
+        let operands = AttentionOutput {
+            shape,
+            out: left.out.ptr(),
+            qkv_in: qkv_d.ptr(),
+            along: left.along.as_ref().map(Buffer::ptr),
+            gate,
+        };
+        let gradients = AttentionOutputGradients {
+            dout: dout_d.ptr(),
+            dy: Some(dy.ptr()),
+            delta: delta.ptr(),
+            dv_extra: xsa.then(|| dv.ptr()),
+            dqkv: gated.then(|| dqkv.ptr()),
+            scale: None,
+            partial: gated.then(|| partial.ptr()),
+        };
+        gpu.kernels
+            .attention_output_backward(&gpu.stream, &operands, &gradients)
+            .unwrap();
+        gpu.wait();
+        if xsa {
+            let got = dv.read_bf16();
+            assert_close(&format!("dv of xsa, {what}"), &got, &want_dv, 0.02, 0.02);
+        }
+        if gated {
+            let got = dqkv.read_bf16();
+            let rows = got.chunks_exact(stride);
+            let got: Vec<f64> = rows
+                .flat_map(|row| row[shape.columns() as usize..][..heads].to_vec())
+                .collect();
+            assert_close(&format!("dlogits, {what}"), &got, &want_dlogits, 0.02, 0.03);
+        }
+        let want = reference(shape, &qkv, &want_dy).dqkv;
+        let delta = delta.read_f32();
+        let order = QuerySum::Ordered;
+        let got = backward(&gpu, shape, &qkv_d, &dy, &left.lse, &delta, order);
+        assert_gradients(&what, shape, &got, &want);
+    }
 }
 
 #[test]
 fn rows_of_a_window() {
     let gpu = Gpu::new();
-    for (shape, first) in [(shape(2, 300, 1, 2), 200), (shape(1, 400, 1, 3), 300)] {
+    for (shape, first, xsa, gated) in [
+        (shape(2, 300, 1, 2), 200, false, false),
+        (shape(1, 400, 1, 3), 300, false, false),
+        (shape(2, 300, 1, 2), 200, true, true),
+        (shape(1, 700, 1, 3), 640, true, true),
+        (shape(1, 650, 1, 4), 649, true, false),
+    ] {
         let rows = (shape.sequences * shape.tokens) as usize;
         let width = shape.heads() as usize * D;
-        let qkv = Random::new(9).bf16(rows as u64 * shape.columns(), 1.5);
-        let want = reference(shape, &qkv, &vec![0.0; rows * width]);
-        let (qkv, out, lse) = (
-            gpu.bf16(&qkv),
-            gpu.poison((2 * rows * width) as u64),
-            gpu.poison(4 * shape.statistics()),
-        );
-        gpu.kernels
-            .attention_forward_from(&gpu.stream, shape, first, qkv.ptr(), out.ptr(), lse.ptr())
-            .unwrap();
-        gpu.wait();
-        let got = out.read_bf16();
+        let mut random = Random::new(9);
+        let qkv = random.bf16(rows as u64 * shape.columns(), 1.5);
+        let gates = gated.then(|| Gates::new(&gpu, shape, &mut random));
+        let y = reference(shape, &qkv, &vec![0.0; rows * width]).out;
+        let want: Vec<f64> = each_row(shape, &qkv, gates.as_ref())
+            .zip(y.chunks_exact(D))
+            .flat_map(|((_, _, v, logit, _), y)| output(y, v, xsa, logit).0)
+            .collect();
+        let gate = gates.as_ref().map(Gates::operand);
+        let got = forward(&gpu, shape, first, &gpu.bf16(&qkv), xsa, gate);
+        let got = got.out.read_bf16();
         for b in 0..shape.sequences as usize {
             let start = b * shape.tokens as usize;
             let scored = (start + first as usize) * width..(start + shape.tokens as usize) * width;
-            let what = format!("{shape:?} from {first}");
-            assert_close(&what, &got[scored.clone()], &want.out[scored], 0.01, 0.02);
+            let what = format!("{shape:?} from {first}, xsa {xsa}, gate {gated}");
+            assert_close(&what, &got[scored.clone()], &want[scored], 0.01, 0.02);
             // Whole tiles before the window are left alone.
             assert!(
                 got[start * width..(start + 128) * width]

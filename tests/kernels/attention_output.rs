@@ -1,52 +1,62 @@
-use birdie::kernels::attention_forward::AttentionShape;
+//! `attention_output`: the backward of XSA and gate from what `attention_forward` leaves. Both together are in `attention.rs`.
+
+use birdie::kernels::attention_forward::{AttentionShape, Gate, gate_columns};
 use birdie::kernels::attention_output::{
-    AttentionOutput, AttentionOutputGradients, Gate, attention_output_partials, gate_columns,
+    AttentionOutput, AttentionOutputGradients, attention_output_partials,
 };
 
 use crate::device::Gpu;
-use crate::numbers::{Random, assert_bf16, assert_close, assert_f32, sigmoid};
+use crate::numbers::{Random, assert_bf16, assert_close, assert_f32, bf16, sigmoid};
 use crate::row_scale::Sums;
 
 const D: usize = 64;
 
-/// XSA and gate of one head of one token. `dout` gives gradients: (out, dy, dv, dlogit).
-fn head(
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn unit(v: &[f64]) -> (f64, Vec<f64>) {
+    let norm = dot(v, v).sqrt().max(1e-12);
+    (norm, v.iter().map(|v| v / norm).collect())
+}
+
+/// XSA and gate of one head of one token: the output, and the component of `y` along its value.
+pub fn output(y: &[f64], v: &[f64], xsa: bool, gate: Option<f64>) -> (Vec<f64>, f64) {
+    let (_, unit) = unit(v);
+    let along = if xsa { dot(y, &unit) } else { 0.0 };
+    let s = gate.map_or(1.0, sigmoid);
+    let out = y.iter().zip(&unit).map(|(y, u)| (y - along * u) * s);
+    (out.collect(), along)
+}
+
+/// Gradients of [`output`]: of y, of the value and of the gate's logit.
+pub fn gradient(
     y: &[f64],
+    along: f64,
     v: &[f64],
     dout: &[f64],
     xsa: bool,
     gate: Option<f64>,
-) -> (Vec<f64>, Vec<f64>, Vec<f64>, f64) {
-    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-    let norm = dot(v, v).sqrt().max(1e-12);
-    let unit: Vec<f64> = v.iter().map(|v| v / norm).collect();
-    let along = if xsa { dot(y, &unit) } else { 0.0 };
+) -> (Vec<f64>, Vec<f64>, f64) {
+    let (norm, unit) = unit(v);
     let cleared: Vec<f64> = y.iter().zip(&unit).map(|(y, u)| y - along * u).collect();
     let s = gate.map_or(1.0, sigmoid);
     let dlogit = dot(dout, &cleared) * s * (1.0 - s);
     let g: Vec<f64> = dout.iter().map(|g| g * s).collect();
     if !xsa {
-        return (
-            cleared.iter().map(|x| x * s).collect(),
-            g,
-            vec![0.0; D],
-            dlogit,
-        );
+        return (g, vec![0.0; D], dlogit);
     }
     let e = dot(&g, &unit);
-    let dy: Vec<f64> = g.iter().zip(&unit).map(|(g, u)| g - e * u).collect();
+    let dy = g.iter().zip(&unit).map(|(g, u)| g - e * u).collect();
     let dunit: Vec<f64> = g.iter().zip(y).map(|(g, y)| -(along * g + e * y)).collect();
     let radial = dot(&dunit, &unit);
-    let dv = dunit
-        .iter()
-        .zip(&unit)
-        .map(|(d, u)| (d - radial * u) / norm)
-        .collect();
-    (cleared.iter().map(|x| x * s).collect(), dy, dv, dlogit)
+    let dv = dunit.iter().zip(&unit);
+    let dv = dv.map(|(d, u)| (d - radial * u) / norm).collect();
+    (dy, dv, dlogit)
 }
 
 #[test]
-fn xsa_and_gate_both_ways() {
+fn gradient_of_xsa_and_gate() {
     let gpu = Gpu::new();
     for (i, (sequences, tokens, kv_heads, group, xsa, gated)) in [
         (1, 1, 1, 2, true, true),
@@ -83,30 +93,41 @@ fn xsa_and_gate_both_ways() {
         let gates = gate_columns(shape) as usize;
         let stride = columns + gates;
         let mut random = Random::new(200 + i as u64);
-        let y = random.bf16((rows * heads * D) as u64, 1.0);
+        let raw_y = random.bf16((rows * heads * D) as u64, 1.0);
         let qkv_in = random.bf16((rows * columns) as u64, 1.0);
         let raw = random.bf16((rows * stride) as u64, 1.0);
         let bias = random.f32(heads as u64, 1.0);
         let dout = random.bf16((rows * heads * D) as u64, 1.0);
 
-        let (y_d, in_d, raw_d) = (gpu.bf16(&y), gpu.bf16(&qkv_in), gpu.bf16(&raw));
+        let padded = shape.padded_tokens() as usize;
+        // What the forward leaves, and the y that this stands for.
+        let (mut out, mut y) = (vec![], vec![]);
+        let mut along = vec![0.0; shape.statistics() as usize];
+        for (row, h) in (0..rows).flat_map(|row| (0..heads).map(move |h| (row, h))) {
+            let v = &qkv_in[row * columns + (heads + kv + h / group as usize) * D..][..D];
+            let logit = gated.then(|| raw[row * stride + columns + h] + bias[h]);
+            let (o, a) = output(&raw_y[(row * heads + h) * D..][..D], v, xsa, logit);
+            let a = f64::from(a as f32);
+            along[((row / tokens as usize) * heads + h) * padded + row % tokens as usize] = a;
+            let (_, unit) = unit(v);
+            let s = logit.map_or(1.0, sigmoid);
+            y.extend(o.iter().zip(&unit).map(|(&o, u)| bf16(o) / s + a * u));
+            out.extend(o);
+        }
+        let (out_d, in_d, raw_d) = (gpu.bf16(&out), gpu.bf16(&qkv_in), gpu.bf16(&raw));
+        let along_d = gpu.f32(&along);
         let (bias_d, dout_d) = (gpu.f32(&bias), gpu.bf16(&dout));
         let operands = AttentionOutput {
             shape,
-            y: y_d.ptr(),
+            out: out_d.ptr(),
             qkv_in: in_d.ptr(),
+            along: xsa.then(|| along_d.ptr()),
             gate: gated.then(|| Gate {
                 qkv: raw_d.ptr(),
                 stride: stride as u64,
                 bias: bias_d.ptr(),
             }),
-            xsa,
         };
-        let out = gpu.poison(2 * y.len() as u64);
-        gpu.kernels
-            .attention_output_forward(&gpu.stream, &operands, out.ptr())
-            .unwrap();
-
         let dy = gpu.poison(2 * y.len() as u64);
         let delta = gpu.poison(4 * shape.statistics());
         let dv = gpu.poison((2 * rows * kv * D) as u64);
@@ -133,8 +154,7 @@ fn xsa_and_gate_both_ways() {
             .unwrap();
         gpu.wait();
 
-        let padded = shape.padded_tokens() as usize;
-        let (mut want_out, mut want_dy) = (vec![], vec![]);
+        let mut want_dy = vec![];
         let mut want_dv = vec![0.0; rows * kv * D];
         let mut want_delta = vec![0.0; shape.statistics() as usize];
         let (mut want_logits, mut want_bias) = (vec![0.0; rows * gates], vec![0.0; heads]);
@@ -143,11 +163,11 @@ fn xsa_and_gate_both_ways() {
                 let place = (row * heads + h) * D;
                 let v = &qkv_in[row * columns + (heads + kv + h / group as usize) * D..][..D];
                 let logit = gated.then(|| raw[row * stride + columns + h] + bias[h]);
-                let (o, d, dv, dlogit) = head(&y[place..][..D], v, &dout[place..][..D], xsa, logit);
                 let (b, t) = (row / tokens as usize, row % tokens as usize);
-                want_delta[(b * heads + h) * padded + t] =
-                    d.iter().zip(&y[place..]).map(|(d, y)| d * y).sum();
-                want_out.extend(o);
+                let statistic = (b * heads + h) * padded + t;
+                let (y, dout) = (&y[place..][..D], &dout[place..][..D]);
+                let (d, dv, dlogit) = gradient(y, along[statistic], v, dout, xsa, logit);
+                want_delta[statistic] = dot(&d, y);
                 want_dy.extend(d);
                 for i in 0..D {
                     want_dv[(row * kv + h / group as usize) * D + i] += dv[i];
@@ -170,7 +190,6 @@ fn xsa_and_gate_both_ways() {
                     .sum();
             }
         }
-        assert_bf16(&format!("out, {what}"), &out.read_bf16(), &want_out, 1.0);
         assert_f32(
             &format!("delta, {what}"),
             &delta.read_f32(),

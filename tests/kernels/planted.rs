@@ -250,7 +250,13 @@ fn attention_parameters(device: &Device, kernel: Attention) -> Vec<u8> {
         bytes.extend(part(gradient, 192, 64, 64));
     }
     bytes.extend(lse.to_le_bytes());
-    if kernel == Attention::Backward {
+    if kernel == Attention::Forward {
+        bytes.extend(delta.to_le_bytes()); // along
+        bytes.extend(qkv.to_le_bytes()); // gate logits
+        bytes.extend((COLUMNS as i32).to_le_bytes());
+        bytes.extend([0; 4]); // pointers lie at multiples of 8
+        bytes.extend(upload(device, &[1f32; 2]).to_le_bytes()); // gate bias
+    } else {
         bytes.extend(delta.to_le_bytes());
         bytes.extend(gradient.to_le_bytes()); // dq
         bytes.extend((COLUMNS as i32).to_le_bytes());
