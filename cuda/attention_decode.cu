@@ -3,21 +3,25 @@
 // 1. Formula, per sequence b and query head h with kv = h / group, n = lengths[b] >= 1 keys (the new token's among them):
 //      p_i = exp(q_h . k_i / 8), i < n;   out_h = sum_i p_i v_i / sum_i p_i
 //    attention_decode_d64 gives each part of the context its maximum m (of exponents of 2), sum l and unnormalised output;
-//    attention_decode_combine_d64 puts the parts together: out = sum 2^(m_s - M) o_s / sum 2^(m_s - M) l_s.
+//    attention_decode_combine_d64 puts the parts together: y = sum 2^(m_s - M) o_s / sum 2^(m_s - M) l_s, and does XSA and gate to it
+//    as attention_forward.cu does, the own value being that of the last key. attention_decode_append_d64 puts the new token's key and
+//    value into the cache.
 //
 // 2. Operands: q bf16, rows of q_stride, first q column; k, v bf16, first column of their part: row t of sequence b begins
 //    b kv_sequence + t kv_stride elements behind; lengths i32 [B]; maxima_sums f32 [B, H, splits, 2]; outputs f32 [B, H, splits, 64];
-//    out bf16 [B, H 64].
+//    out bf16, rows of out_stride; gate logits bf16, rows of gate_stride, null without gate; gate_bias f32 [H]. The new token's k | v: bf16,
+//    rows of new_stride; the cache's rows are k | v, too: 2 KV 64 columns.
 //
 // 3. Work. Grid (splits, H, B): a CTA takes one part of one head's context, ceil(n / splits) keys. 128 threads = 16 units of 8 lanes; a
 //    lane has 8 channels; unit u takes keys u, u + 16, ... with a running softmax of its own, four keys at a time so that eight loads
-//    are under way. The heads of a group read the same keys one after the other, from L2. Combine: grid (H, B), 64 threads.
+//    are under way. The heads of a group read the same keys one after the other, from L2. Combine: grid (H, B), a warp, two
+//    columns a lane. Append: grid (B), 16 bytes a thread at a time.
 //    WHY NOT the tensor core: one query row would fill one row of 64.
 //
 // 4. Pipeline: one pass over the part, then the units' results are put together in order.
 //
 // 5. Floor (predicted): 256 bytes per key and key/value head at 3.0 TB/s; a context of 2048, KV = 4, one sequence: 2.1 MB, 0.7 us, so
-//    that two launches (about 2 us) bound it; 64 sequences: 134 MB, 45 us.
+//    that three launches (about 3 us) bound it; 64 sequences: 134 MB, 45 us.
 //
 // 6. Fences: __syncthreads between the units' results and the threads that add them.
 //
@@ -106,16 +110,43 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   }
 }
 
-extern "C" __global__ void __launch_bounds__(HEAD_DIM)
-    attention_decode_combine_d64(const float *maxima_sums, const float *outputs, i32 splits, bf16 *out) {
-  const i64 head = i64(blockIdx.y) * gridDim.x + blockIdx.x;
-  const float *parts = maxima_sums + 2 * head * splits, *values = outputs + head * splits * HEAD_DIM + threadIdx.x;
-  float largest = parts[0], sum = 0.f, output = 0.f;
+extern "C" __global__ void __launch_bounds__(32)
+    attention_decode_combine_d64(const float *maxima_sums, const float *outputs, i32 splits, const bf16 *v, i32 kv_stride,
+                                 i64 kv_sequence, const i32 *lengths, i32 xsa, const bf16 *gate_logits, i32 gate_stride,
+                                 const float *gate_bias, bf16 *out, i32 out_stride, i32 group) {
+  const i32 h = i32(blockIdx.x), lane = i32(threadIdx.x);
+  const i64 b = blockIdx.y, head = b * gridDim.x + h;
+  const float *parts = maxima_sums + 2 * head * splits, *values = outputs + head * splits * HEAD_DIM + 2 * lane;
+  float largest = parts[0], sum = 0.f, x = 0.f, y = 0.f; // columns 2 lane and 2 lane + 1
   for (i32 s = 1; s < splits; ++s) largest = fmaxf(largest, parts[2 * s]);
   for (i32 s = 0; s < splits; ++s) {
     const float weight = exp2_approx(parts[2 * s] - largest);
+    const float2 value = *reinterpret_cast<const float2 *>(values + i64(s) * HEAD_DIM);
     sum += weight * parts[2 * s + 1];
-    output += weight * values[i64(s) * HEAD_DIM];
+    x += weight * value.x, y += weight * value.y;
   }
-  out[head * HEAD_DIM + threadIdx.x] = to_bf16(output * rcp_approx(sum));
+  const float inverse_sum = rcp_approx(sum);
+  x *= inverse_sum, y *= inverse_sum;
+  if (xsa) {
+    const u32 own = *reinterpret_cast<const u32 *>(v + b * kv_sequence + i64(lengths[b] - 1) * kv_stride + (h / group) * HEAD_DIM + 2 * lane);
+    const float low = bf16_low(own), high = bf16_high(own);
+    const float inverse = fminf(rsqrt_approx(group_sum(low * low + high * high)), 1e12f); // 1 / max(|v|, 1e-12)
+    const float factor = group_sum(x * low + y * high) * inverse * inverse;
+    x -= factor * low, y -= factor * high;
+  }
+  if (gate_logits != nullptr) {
+    const float s = sigmoid(bf16_value(gate_logits[b * gate_stride + h]) + gate_bias[h]);
+    x *= s, y *= s;
+  }
+  *reinterpret_cast<u32 *>(out + b * out_stride + h * HEAD_DIM + 2 * lane) = pack_bf16(x, y);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    attention_decode_append_d64(const bf16 *new_kv, i32 new_stride, const i32 *lengths, bf16 *cache, i32 kv_stride, i64 kv_sequence,
+                                i32 columns) {
+  const i64 b = blockIdx.x;
+  const bf16 *source = new_kv + b * new_stride;
+  bf16 *target = cache + b * kv_sequence + i64(lengths[b] - 1) * kv_stride;
+  for (i32 c = 8 * i32(threadIdx.x); c < columns; c += 8 * THREADS)
+    *reinterpret_cast<uint4 *>(target + c) = *reinterpret_cast<const uint4 *>(source + c);
 }

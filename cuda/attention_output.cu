@@ -67,7 +67,8 @@ using namespace birdie;
 extern "C" __global__ void __launch_bounds__(THREADS)
     attention_output_backward(const bf16 *dout, const bf16 *out, const float *along, const bf16 *v, i32 v_stride,
                               const bf16 *gate_logits, i32 gate_stride, const float *gate_bias, bf16 *dy, float *delta,
-                              bf16 *dv_extra, bf16 *dgate, i32 dgate_stride, RowScale scale, float *partial, i32 B, i32 T, i32 Tp, i32 H, i32 KV) {
+                              bf16 *dv_extra, bf16 *dgate, i32 dgate_stride, RowScale scale, float *partial, i32 B, i32 T, i32 Tp, i32 H,
+                              i32 KV) {
   __shared__ float bias_sums[UNITS * MOST_HEADS]; // [unit][head of its group]
   const Unit u(KV);
   const bool xsa = along != nullptr;
@@ -79,6 +80,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   for (i32 padded = u.first; u.more(padded, rows); padded += u.per_trip) {
     const i32 row = min(padded, rows - 1), b = row / Tp, t = row - b * Tp, token = b * T + min(t, T - 1);
     const bool live = padded < rows && t < T;
+    const float factor = gate_logits != nullptr ? row_factor_at(scale, token, B * T) : 1.f;
     float direction[8], dv[8] = {}, inverse = 0.f;
     if (xsa) {
       load8(v + i64(token) * v_stride + u.kv * 64 + 8 * u.lane, direction);
@@ -101,7 +103,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const float dlogit = dot_head(g, x) * (1.f - s);
         if (live && u.lane == 0) {
           mine[r] += dlogit;
-          dgate[i64(token) * dgate_stride + head] = to_bf16(row_factor_at(scale, token, B * T) * dlogit);
+          dgate[i64(token) * dgate_stride + head] = to_bf16(factor * dlogit);
         }
       }
       if (xsa) {

@@ -136,14 +136,16 @@ impl Gate {
             return Ok((0, 0, 0));
         };
         let columns = shape.columns();
-        checks.limit(gate.stride >= columns + gate_columns(shape), || {
+        let used = columns + gate_columns(shape);
+        checks.limit(gate.stride >= used, || {
             format!(
                 "rows of {} columns have no room for the gate behind {columns}",
                 gate.stride
             )
         })?;
         let rows = shape.sequences * shape.tokens;
-        checks.array("gate_logits", gate.qkv, 2, &[rows, gate.stride])?;
+        let reach = (rows - 1) * gate.stride + used;
+        checks.array("gate_logits", gate.qkv, 2, &[reach])?;
         checks.list("gate_bias", gate.bias, 4, &[shape.heads()])?;
         let logits = gate.qkv.offset(2 * columns).address;
         let stride = checks.int("gate_stride", gate.stride)?;

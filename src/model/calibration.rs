@@ -3,13 +3,16 @@
 //! After a forward all inputs of the products are still there, but for their norms, so a Hessian is one more product of an activation
 //! with itself, summed in f32. Q, K and V share an input, and so a Hessian. A layer that is replayed sees the inputs of both its passes.
 //!
-//! Text is written token by token. Each token takes a forward over its whole prefix: the rotary base follows the length of
-//! the prefix once that exceeds the training length of the rotary table, so all earlier keys change with every token, and keys
-//! that were kept would be the keys of another model.
+//! Text is written token by token. As long as the prefix is not longer than the training length of the rotary table, earlier keys and
+//! values are kept and a token takes a forward of its own row ([`super::cache`]); its scores differ from those of a whole forward by
+//! bf16 roundings (here the probabilities stay in f32). Beyond, each token takes a forward over its whole prefix: the rotary base
+//! follows the length of the prefix, so all earlier keys change with every token, and keys that were kept would be the keys of
+//! another model.
 
 use anyhow::{Result, ensure};
 
-use super::buffers::{Batch, logit_pitch};
+use super::buffers::logit_pitch;
+use super::cache::{self, Cache};
 use super::config::Config;
 use super::engine::DeviceEngine;
 use super::network::Network;
@@ -17,6 +20,7 @@ use crate::arena::{Element, Plan, Region, Tensor};
 use crate::kernels::gemm::{self, Orientation, SplitReduce};
 use crate::kernels::sampling::Sampling;
 use crate::quantize::Hessians;
+use crate::recipe::Recipe;
 
 /// Device memory of calibration.
 #[derive(Debug, Clone)]
@@ -25,6 +29,7 @@ pub struct Calibration {
     sums: Vec<[Tensor; 4]>,
     /// One sampled token for each sequence u16.
     next: Tensor,
+    cache: Cache,
 }
 
 /// Parameters that read each of the four inputs.
@@ -36,7 +41,8 @@ const READERS: [&[&str]; 4] = [
 ];
 
 impl Calibration {
-    pub fn plan(config: &Config, sequences: usize, plan: &mut Plan) -> Self {
+    pub fn plan(config: &Config, recipe: &Recipe, plan: &mut Plan) -> Self {
+        let sequences = recipe.calibration_sequences;
         let mut square = |layer: usize, name: &str, side: usize| {
             let name = format!("layer {layer}: hessian of {name}");
             plan.reserve(Region::Workspace, name, Element::F32, &[side, side])
@@ -54,6 +60,7 @@ impl Calibration {
             .collect();
         Self {
             sums,
+            cache: Cache::plan(config, sequences, recipe.train_seq_len, plan),
             next: plan.reserve(
                 Region::Exchange,
                 "sampled tokens",
@@ -173,8 +180,7 @@ impl DeviceEngine {
                     first_sequence: first as u64,
                     position: position as u64,
                 };
-                let prefixes = rows.concat();
-                let next = self.sample(&calibration, &prefixes, count, sampling)?;
+                let next = self.sample(&calibration, &rows, sampling)?;
                 rows.iter_mut().zip(next).for_each(|(row, id)| row.push(id));
             }
             text.extend(rows.concat());
@@ -183,31 +189,42 @@ impl DeviceEngine {
         Ok(text)
     }
 
-    /// The next token of each of `count` prefixes of the same length.
+    /// The next token of each of these prefixes, which have the same length and grow by a token from call to call.
     fn sample(
         &mut self,
         calibration: &Calibration,
-        prefixes: &[u16],
-        count: usize,
+        prefixes: &[Vec<u16>],
         sampling: Sampling,
     ) -> Result<Vec<u16>> {
-        let length = prefixes.len() / count;
+        let (count, prefix) = (prefixes.len(), prefixes[0].len());
         let vocab = self.network().config.vocab;
-        if length > 0 {
-            self.rotate_for(length)?;
-            let input = self.send_evaluation(prefixes, prefixes, length)?;
-            debug_assert_eq!(
-                input.batch,
-                Batch {
-                    sequences: count,
-                    seq_len: length
-                }
-            );
+        let cache = Some(calibration.cache).filter(|cache| prefix <= cache.room);
+        let length = match cache {
+            Some(_) => cache::window(prefix),
+            None => prefix,
+        };
+        if prefix > 0 {
+            let tokens: Vec<u16> = prefixes
+                .iter()
+                .flat_map(|row| &row[prefix - length..])
+                .copied()
+                .collect();
+            self.rotate_for(cache.map_or(prefix, |cache| cache.room))?;
+            let mut input = self.send_evaluation(&tokens, &tokens, length)?;
+            if let Some(cache) = cache {
+                let lengths = vec![prefix as i32; count];
+                let place = cache.lengths.slice(0, count as u64);
+                self.device().memory.write(place, &lengths)?;
+                let dims = self.network().config.rope_dims as u64;
+                let first = (prefix - length) as u64;
+                input.rope = input.rope.slice(first * dims, length as u64 * dims);
+                input.cache = Some(cache);
+            }
             self.network().forward(self.device(), &input)?;
         }
         let device = self.device();
         let pitch = logit_pitch(vocab) as u64;
-        let last = (length > 0).then(|| {
+        let last = (prefix > 0).then(|| {
             let logits = device.at(self.network().activations.logits);
             (
                 logits.offset(2 * pitch * (length as u64 - 1)),

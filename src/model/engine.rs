@@ -233,6 +233,7 @@ impl DeviceEngine {
             targets: exchange.targets.slice(start, n),
             rope: exchange.rope,
             quantizing: self.network.config.fake_quantize_steps,
+            cache: None,
         }
     }
 
@@ -382,6 +383,7 @@ impl DeviceEngine {
             targets: exchange.targets.slice(0, n),
             rope: exchange.score_rope,
             quantizing: false,
+            cache: None,
         })
     }
 

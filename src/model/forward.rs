@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use super::buffers::{Batch, PassActivations, logit_pitch};
+use super::cache::Cache;
 use super::config::{Before, Pass, ValueResidual};
 use super::device::Device;
 use super::network::Network;
@@ -27,6 +28,8 @@ pub struct Input {
     pub rope: Tensor,
     /// The weights were prepared for a backward in which they may be fake-quantized.
     pub quantizing: bool,
+    /// The last row of each sequence attends to the keys in there; see [`super::cache`].
+    pub cache: Option<Cache>,
 }
 
 impl Network {
@@ -108,16 +111,20 @@ impl Network {
         )?;
         let qkv = self.qkv(device, input, index, pass);
         kernels.qkv_forward(stream, &qkv, device.at(a.qkv_ready))?;
-        let attention = AttentionForward {
-            shape: self.attention_shape(input.batch),
-            first: 0,
-            qkv: device.at(a.qkv_ready),
-            out: device.at(a.z),
-            lse: device.at(a.lse),
-            along: a.along.map(|t| device.at(t)),
-            gate: self.gate(device, index, pass),
-        };
-        kernels.attention_forward(stream, &attention)?;
+        if let Some(cache) = &input.cache {
+            self.attention_cached(device, input, cache, index, pass)?;
+        } else {
+            let attention = AttentionForward {
+                shape: self.attention_shape(input.batch),
+                first: 0,
+                qkv: device.at(a.qkv_ready),
+                out: device.at(a.z),
+                lse: device.at(a.lse),
+                along: a.along.map(|t| device.at(t)),
+                gate: self.gate(device, index, pass),
+            };
+            kernels.attention_forward(stream, &attention)?;
+        }
         let x1 = device.matrix(a.x1, n, d);
         let out_weight = device.matrix(self.layer(self.weights.attn_out, layer), d, d);
         let z = device.matrix(a.z, n, d);
@@ -284,7 +291,7 @@ impl Network {
         }
     }
 
-    fn gate(&self, device: &Device, index: usize, pass: &Pass) -> Option<Gate> {
+    pub(super) fn gate(&self, device: &Device, index: usize, pass: &Pass) -> Option<Gate> {
         let config = &self.config;
         config.gated_attention.then(|| Gate {
             qkv: device.at(self.activations.passes[index].qkv),

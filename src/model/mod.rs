@@ -3,6 +3,7 @@
 mod adapt;
 mod backward;
 pub mod buffers;
+pub mod cache;
 pub mod calibration;
 mod clip_search;
 pub mod config;

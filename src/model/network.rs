@@ -54,7 +54,7 @@ impl Network {
             workspace: Workspace::plan(&config, &sizes, plan),
             exchange: Exchange::plan(&config, &sizes, plan),
             calibration: (recipe.quantizer == Quantizer::Gptq)
-                .then(|| Calibration::plan(&config, recipe.calibration_sequences, plan)),
+                .then(|| Calibration::plan(&config, recipe, plan)),
             config,
             layout,
             sizes,

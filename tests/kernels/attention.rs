@@ -1,7 +1,7 @@
 //! `attention_forward` with and without XSA and gate, `attention_backward`, `attention_decode`.
 
 use birdie::kernels::attention_backward::{AttentionGradient, QuerySum, QuerySums};
-use birdie::kernels::attention_decode::{AttentionDecode, decode_scratch};
+use birdie::kernels::attention_decode::{AttentionDecode, NewKeys, decode_scratch};
 use birdie::kernels::attention_forward::{AttentionForward, AttentionShape, Gate, gate_columns};
 use birdie::kernels::attention_output::{
     AttentionOutput, AttentionOutputGradients, attention_output_partials,
@@ -484,60 +484,87 @@ fn rows_of_a_window() {
     }
 }
 
+/// The new tokens' keys and values join the cache, then they attend to it.
 #[test]
 fn decoding_one_token() {
     let gpu = Gpu::new();
     // A cache longer than any context; contexts of one key, of less than a part, odd ones, the whole cache.
-    for (shape, lengths) in [
-        (shape(1, 1, 1, 1), vec![1]),
-        (shape(3, 200, 2, 2), vec![1, 63, 200]),
-        (shape(2, 700, 1, 3), vec![129, 501]),
-        (shape(1, 1024, 1, 8), vec![1024]),
+    for (shape, lengths, xsa, gated) in [
+        (shape(1, 1, 1, 1), vec![1], false, false),
+        (shape(1, 1, 1, 2), vec![1], true, true),
+        (shape(3, 200, 2, 2), vec![1, 63, 200], true, true),
+        (shape(2, 700, 1, 3), vec![129, 501], true, false),
+        (shape(2, 300, 3, 1), vec![257, 2], false, true),
+        (shape(1, 1024, 1, 8), vec![1024], false, false),
     ] {
+        let what = format!("{shape:?}, xsa {xsa}, gate {gated}");
         let (sequences, tokens) = (shape.sequences as usize, shape.tokens as usize);
         let (columns, width) = (shape.columns() as usize, shape.heads() as usize * D);
-        let kv_width = shape.kv_heads as usize * D;
-        let qkv = Random::new(10).bf16((sequences * tokens * columns) as u64, 1.5);
-        let want = reference(shape, &qkv, &vec![0.0; sequences * tokens * width]);
-        let last = |row: &[f64], pitch: usize, columns: usize| -> Vec<f64> {
-            let of =
-                |(b, &n): (usize, &i32)| &row[(b * tokens + n as usize - 1) * pitch..][..columns];
-            lengths
-                .iter()
-                .enumerate()
-                .flat_map(|x| of(x).to_vec())
-                .collect()
-        };
-        // What lies behind a context is not looked at.
-        let mut cache = qkv.clone();
-        for (b, &n) in lengths.iter().enumerate() {
-            cache[(b * tokens + n as usize) * columns..(b + 1) * tokens * columns].fill(f64::NAN);
+        let both = columns - width; // k | v
+        let mut random = Random::new(10);
+        let qkv = random.bf16((sequences * tokens * columns) as u64, 1.5);
+        let one = AttentionShape { tokens: 1, ..shape };
+        let gates = gated.then(|| Gates::new(&gpu, one, &mut random));
+        let y = reference(shape, &qkv, &vec![0.0; sequences * tokens * width]).out;
+        let row = |b: usize| b * tokens + lengths[b] as usize - 1;
+        let mut want = vec![];
+        for (b, head) in (0..sequences).flat_map(|b| (0..width / D).map(move |h| (b, h))) {
+            let column = width + both / 2 + head / shape.group as usize * D;
+            let v = &qkv[row(b) * columns + column..][..D];
+            let logit = gates.as_ref().map(|g| g.logit(one, b, head));
+            let y = &y[row(b) * width + head * D..][..D];
+            want.extend(output(y, v, xsa, logit).0);
         }
-        let (q, cache) = (gpu.bf16(&last(&qkv, columns, width)), gpu.bf16(&cache));
+        // What lies behind a context is not looked at, and the new token is not there yet.
+        let mut cache: Vec<f64> = qkv
+            .chunks_exact(columns)
+            .flat_map(|row| row[width..].to_vec())
+            .collect();
+        for b in 0..sequences {
+            cache[row(b) * both..(b + 1) * tokens * both].fill(f64::NAN);
+        }
+        let new: Vec<f64> = (0..sequences)
+            .flat_map(|b| qkv[row(b) * columns..][..columns].to_vec())
+            .collect();
+        let (new, cache) = (gpu.bf16(&new), gpu.bf16(&cache));
         let bits: Vec<u16> = lengths
             .iter()
-            .flat_map(|&n| [n as u16, (n >> 16) as u16])
+            .flat_map(|&n: &i32| [n as u16, (n >> 16) as u16])
             .collect();
-        let (lengths_d, scratch, out) = (
-            gpu.u16(&bits),
-            gpu.poison(4 * decode_scratch(shape)),
-            gpu.poison((2 * sequences * width) as u64),
-        );
+        let (lengths_d, scratch) = (gpu.u16(&bits), gpu.poison(4 * decode_scratch(shape)));
+        let out = gpu.poison((2 * sequences * (width + 2)) as u64);
+        let append = NewKeys {
+            shape,
+            keys_values: new.ptr().offset(2 * width as u64),
+            stride: columns as u64,
+            lengths: lengths_d.ptr(),
+            cache: cache.ptr(),
+        };
+        gpu.kernels
+            .attention_decode_append(&gpu.stream, &append)
+            .unwrap();
         let decode = AttentionDecode {
             shape,
-            q: q.ptr(),
-            q_stride: width as u64,
-            k: cache.ptr().offset(2 * width as u64),
-            v: cache.ptr().offset(2 * (width + kv_width) as u64),
-            kv_stride: columns as u64,
-            kv_sequence: (tokens * columns) as u64,
+            q: new.ptr(),
+            q_stride: columns as u64,
+            k: cache.ptr(),
+            v: cache.ptr().offset(both as u64),
+            kv_stride: both as u64,
+            kv_sequence: (tokens * both) as u64,
             lengths: lengths_d.ptr(),
             scratch: scratch.ptr(),
+            xsa,
+            gate: gates.as_ref().map(Gates::operand),
             out: out.ptr(),
+            out_stride: width as u64 + 2,
         };
         gpu.kernels.attention_decode(&gpu.stream, &decode).unwrap();
         gpu.wait();
-        let want = last(&want.out, width, width);
-        assert_close(&format!("{shape:?}"), &out.read_bf16(), &want, 0.006, 0.006);
+        let got: Vec<f64> = out
+            .read_bf16()
+            .chunks_exact(width + 2)
+            .flat_map(|row| row[..width].to_vec())
+            .collect();
+        assert_close(&what, &got, &want, 0.006, 0.006);
     }
 }
