@@ -39,7 +39,7 @@
 //    Cycles per SM and step (128 keys, 64 queries), products and shared memory (wavefronts, no conflicts) by the emulator's counters at
 //    T = 1024, instructions from the loop that ptxas 13.0 makes:
 //                                      products | ex2 | instructions | shared memory
-//      this                                1280 | 512 |          844 |          1846
+//      this                                1280 | 512 |          804 |          1846
 //      two kernels of 4 and 3 products     1692 | 967 |         1296 |          1924
 //    Shared memory: S, dV, dK 3 x 128 (their B operand), dP 256, dQ 384, dS 128, staging of dQ 128 written and 128 read, tiles arriving
 //    160, lse and delta 256. Predicted bound: shared memory, 1.44 times the products; V in registers (-128) and whole tiles of dQ by

@@ -36,7 +36,7 @@
 // 5. Floor (predicted), T = 2048, N = 98304, H = 8: 206 GFLOP, 258 us at 798 TFLOP/s; exponentials 217 us by ex2 alone; memory 102 us.
 //    Cycles per SM and half step (64 rows, 128 keys), products by the emulator's counters, the rest from the loop that ptxas 13.0 makes:
 //                     products | ex2 | instructions | FMA pipe | maxima, packing, exponent fields | shared memory
-//      this                512 | 464 |          467 |      216 |                              248 |           491
+//      this                512 | 464 |          464 |      216 |                              248 |           491
 //      without polynomial  512 | 528 |          412 |      168 |                              200 |           491
 //      one in four         512 | 400 |          525 |      264 |                              296 |           491
 //    (ex2 16 results, FMA 128, others 64 lanes a cycle; shared memory in wavefronts.) One in eight is the share with nothing above the

@@ -64,7 +64,7 @@ struct Unit {
 
 using namespace birdie;
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_output_backward(const bf16 *dout, const bf16 *out, const float *along, const bf16 *v, i32 v_stride,
                               const bf16 *gate_logits, i32 gate_stride, const float *gate_bias, bf16 *dy, float *delta,
                               bf16 *dv_extra, bf16 *dgate, i32 dgate_stride, RowScale scale, float *partial, i32 B, i32 T, i32 Tp, i32 H,
