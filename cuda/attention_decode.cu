@@ -26,7 +26,7 @@
 // 6. Fences: __syncthreads between the units' results and the threads that add them.
 //
 // 7. Limits: lengths >= 1; KV divides H; kv_stride, kv_sequence and q_stride multiples of 8.
-// 8. Machine code (ptxas 13.0): registers: 32..54, shared: 0..4,224 bytes
+// 8. Machine code (ptxas 13.0): registers: 30..64, shared: 0..4,224 bytes
 #include "hopper/numeric.cuh"
 #include "hopper/warp.cuh"
 

@@ -55,7 +55,7 @@
 //      fence_proxy_async + named barrier   the store engine reads stale or missing staging bytes
 //
 // 7. Limits: KV divides H; R divides H / KV; head dimension 64; T >= 1; Tp = 64 ceil(T / 64).
-// 8. Machine code (ptxas 13.0): registers: 168, shared: 0 bytes, HGMMA: 24, dynamic: 149,504 bytes
+// 8. Machine code (ptxas 13.0): registers: 168, shared: 0 bytes, HGMMA: 24, dynamic: 165,888 bytes
 #include "hopper/barrier.cuh"
 #include "hopper/fence.cuh"
 #include "hopper/matrix_moves.cuh"

@@ -26,7 +26,7 @@
 //    by its lane 0 alone before.
 //
 // 7. Limits: H at most 64, any KV that divides it.
-// 8. Machine code (ptxas 13.0): registers: 48..77, shared: 0..8,192 bytes
+// 8. Machine code (ptxas 13.0): registers: 96, shared: 8,192 bytes
 #include "hopper/numeric.cuh"
 #include "hopper/warp.cuh"
 #include "row_scale.cuh"
