@@ -7,7 +7,8 @@
 //    and for each row, v its own token's row of V_kv:
 //      XSA   v^ = v / max(|v|, 1e-12);  a = y . v^;  z = y - a v^;  along[b,h,t] = a, 0 for rows t >= T     (z = y without XSA)
 //      gate  out = z sigmoid(logit[t,h] + bias[h])                                                          (out = z without gate)
-//    in f32 with one rounding at the end. y itself is not stored: y = out / sigmoid + a v^ (attention_output.cu).
+//    in f32 from y rounded to bf16, as published attention returns it. y itself is not stored: y = out / sigmoid + a v^
+//    (attention_output.cu).
 //
 // 2. Operands.
 //      q, k, v  bf16 [B, T, columns]  3-D maps that start at the first q, k or v column; 128-byte swizzle;
@@ -287,7 +288,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
   // Output: normalise, XSA, gate; stage in the tile that held this half's Q, store.
 #pragma unroll
-  for (int i = 0; i < 32; ++i) o[i] *= inverse[(i >> 1) & 1];
+  for (int i = 0; i < 16; ++i) {
+    const u32 y = pack_bf16(o[2 * i] * inverse[i & 1], o[2 * i + 1] * inverse[i & 1]);
+    o[2 * i] = bf16_low(y), o[2 * i + 1] = bf16_high(y);
+  }
   if (along != nullptr) {
     const float2 a = exclude_own_value(o, shared.diagonal_v + (q0 - last_block * BLOCK_KEYS) * i32(HEAD_DIM * sizeof(bf16)), warp, lane);
     if (lane % 4 == 0) {
