@@ -69,6 +69,11 @@ pub fn run(bench: &mut Bench, wanted: &BTreeSet<&str>) {
         "setp.eq.u32 %p,%t,9; vote.sync.any.pred %q,%p,-1; selp.u32 %x,1,0,%q;",
         &|_| 1,
     );
+    let sum = (0..32).map(|l| 3 * l + 1).sum::<u32>();
+    for (operation, want) in [("add", sum), ("max", 94), ("min", 1)] {
+        let body = format!("mad.lo.u32 %y,%t,3,1; redux.sync.{operation}.u32 %x,%y,-1;");
+        single(bench, &body, &|_| want);
+    }
     // Exactly one lane, and all agree which.
     single(
         bench,
