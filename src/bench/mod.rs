@@ -324,7 +324,7 @@ impl Bench<'_> {
         // What comes after training: the largest matrix on its way into the artifact.
         let (d, hidden) = (
             self.recipe.model_dim,
-            self.recipe.model_dim * self.recipe.mlp_mult as usize,
+            self.recipe.model_dim * self.recipe.mlp_mult,
         );
         let weights: Vec<f32> = (0..d * hidden)
             .map(|i| ((i * 7919) % 997) as f32 / 400.0 - 1.2)

@@ -107,7 +107,7 @@ fn measured(out: &mut String, record: &Record) {
     );
     let _ = writeln!(
         out,
-        "{:<58} {:>3} {:>8} {:>9} {:>19} {:>9} {:>9} {:>8} {:>8} {:>7}  {}",
+        "{:<58} {:>3} {:>8} {:>9} {:>19} {:>9} {:>9} {:>8} {:>8} {:>7}  clocks",
         "operation [sizes]",
         "n",
         "floor",
@@ -117,8 +117,7 @@ fn measured(out: &mut String, record: &Record) {
         "warm",
         "TFLOP/s",
         "GB/s",
-        "share",
-        "clocks"
+        "share"
     );
     for row in &record.rows {
         let Some(m) = &row.measured else { continue };
