@@ -434,10 +434,7 @@ fn another_model_is_noticed() {
     let agrees = |case: &Case| {
         let tallies = run_case(case).unwrap_or_else(|error| panic!("{error:#}"));
         let misses = tallies.iter().filter(|tally| !tally.passes());
-        misses
-            .map(|tally| eprintln!("{}", tally.report(8)))
-            .count()
-            == 0
+        misses.map(|tally| eprintln!("{}", tally.report(8))).count() == 0
     };
     assert!(agrees(&case));
     let values = case

@@ -125,7 +125,7 @@ fn rule(opcode: &str, class: Class) -> Rule {
         Class::LoadGlobal if opcode.starts_with("ld.") && !has("global") => return Rule::Loaded,
         Class::Tensor if opcode.starts_with("wgmma.mma_async") => return Rule::Each,
         // m8n8k4 of f16 has fragments of its own.
-        Class::Tensor if opcode.starts_with("mma.") && !(has("m8n8k4") && !has("f64")) => {
+        Class::Tensor if opcode.starts_with("mma.") && (has("f64") || !has("m8n8k4")) => {
             return Rule::Each;
         }
         Class::LoadGlobal

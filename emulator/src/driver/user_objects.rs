@@ -42,7 +42,7 @@ impl State {
         let mut all = Objects::new();
         let mut open = vec![graph];
         while let Some(graph) = open.pop().and_then(|handle| self.graphs.get(&handle)) {
-            for (&object, _) in &graph.objects {
+            for &object in graph.objects.keys() {
                 all.insert(object, 1);
             }
             open.extend(graph.nodes.values().filter_map(|node| match node.kind {
