@@ -8,7 +8,7 @@ use birdie::driver::launch::{Launch, Parameter};
 use birdie::driver::modules::Module;
 use birdie::driver::tensor_map::{Element, Swizzle, TensorMap, Tiled};
 use birdie::driver::{self, DeviceChoice};
-use birdie::kernels::attention_forward::AttentionShape;
+use birdie::kernels::attention_forward::{AttentionForward, AttentionShape};
 use birdie::kernels::gemm::{Orientation, Tile};
 use birdie::kernels::{DevPtr, Kernels, Matrix};
 use birdie::model::device::open_context;
@@ -409,9 +409,18 @@ fn final_attention(heads: usize, t: usize) -> Counts {
         let zeros = DeviceBuffer::from_slice(&vec![0u8; bytes as usize]).expect("memory");
         (DevPtr::new(zeros.as_device_ptr().as_raw(), bytes), zeros)
     });
+    let forward = AttentionForward {
+        shape,
+        first: 0,
+        qkv: qkv.0,
+        out: out.0,
+        lse: lse.0,
+        along: None,
+        gate: None,
+    };
     device.counted(|stream| {
         kernels
-            .attention_forward(stream, shape, qkv.0, out.0, lse.0)
+            .attention_forward(stream, &forward)
             .expect("a launch");
     })
 }
