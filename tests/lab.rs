@@ -463,6 +463,10 @@ fn each_step_of_attention_gains_what_it_says() {
     assert!(roles.shared_passes < wgmma.shared_passes);
     // Its tiles of 128 keys compute more above the diagonal of so few tokens: by what they compute, it takes less.
     let more = last.tensor_flops / roles.tensor_flops;
-    assert!(last.issued < more * roles.issued && last.mufu < more * roles.mufu);
+    assert!(last.mufu < more * roles.mufu);
+    assert!(
+        last.issued < 1.05 * more * roles.issued,
+        "what it asks about XSA and gate at the end of a tile"
+    );
     assert!(last.l2_bytes < roles.l2_bytes, "the result is bf16");
 }

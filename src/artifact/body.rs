@@ -9,7 +9,8 @@ use half::f16;
 /// Bytes of the smallest possible table entry.
 const SMALLEST_ENTRY: usize = 5;
 
-pub fn write(artifact: &Artifact, packed: bool) -> Result<Vec<u8>> {
+/// The body, and where its codes begin.
+pub fn write(artifact: &Artifact, packed: bool) -> Result<(Vec<u8>, usize)> {
     let mut body = Vec::new();
     body.extend_from_slice(&u32::try_from(artifact.recipe.len())?.to_le_bytes());
     body.extend_from_slice(artifact.recipe.as_bytes());
@@ -17,6 +18,7 @@ pub fn write(artifact: &Artifact, packed: bool) -> Result<Vec<u8>> {
     for tensor in &artifact.tensors {
         write_entry(&mut body, tensor)?;
     }
+    let codes_at = body.len();
     let rows = || {
         artifact.tensors.iter().filter_map(|t| {
             if let Stored::Rows(rows) = &t.stored {
@@ -52,7 +54,7 @@ pub fn write(artifact: &Artifact, packed: bool) -> Result<Vec<u8>> {
             );
         }
     }
-    Ok(body)
+    Ok((body, codes_at))
 }
 
 fn write_entry(body: &mut Vec<u8>, tensor: &QuantizedTensor) -> Result<()> {

@@ -379,7 +379,11 @@ fn weights_travel_through_safetensors() {
         Ok(0)
     );
     let load = |name: &str| safetensors::load(&folder.path().join(name)).unwrap();
-    assert!(load("c.safetensors").iter().any(|t| t.name == "qo_bank"));
+    assert!(
+        load("c.safetensors")
+            .iter()
+            .any(|t| t.name == "mlp_up_bank")
+    );
     let mut split = safetensors::from_banks(load("c.safetensors")).unwrap();
     split.sort_by(|a, b| a.name.cmp(&b.name));
     assert_eq!(split, load("b.safetensors"));

@@ -321,14 +321,11 @@ fn every_removal_is_found(case: &Case) {
             ""
         };
         let mutant = format!("{}{}\n{}", &text[..start], changed.join("\n"), &text[end..]);
-        let schedules = [
-            (Policy::Random, 0),
-            (Policy::Latest, 0),
-            (Policy::Eager, 0),
-            (Policy::Random, 1),
-        ];
-        let found = schedules
+        let first = [(Policy::Random, 0), (Policy::Latest, 0), (Policy::Eager, 0)];
+        let more = (1..10).flat_map(|seed| [(Policy::Random, seed), (Policy::Latest, seed)]);
+        let found = first
             .into_iter()
+            .chain(more)
             .find_map(|(policy, seed)| launch(case, &device(policy, seed), &mutant).err());
         match found {
             Some(what) => assert!(

@@ -675,6 +675,8 @@ fn fake_quantize(config: &Model, weights: &mut Tensors) {
             "bigram.proj.weight" => config.bigram_dim,
             "ve_shared.proj.weight" => config.ve_dim,
             _ if config.banked => continue,
+            // A plain linear layer in #1573, the one recipe that has it: its banked module quantizes the projections above, not this.
+            _ if name.ends_with("attn_gate.weight") => continue,
             _ if name.ends_with("mlp.proj.weight") => hidden,
             _ if name.starts_with("blocks.") && name.ends_with(".weight") => d,
             _ => continue,
