@@ -6,8 +6,7 @@
 //                          x0[p] = (1-g) y[p] + g y[p-1],  y[-1] = 0 in each sequence,  g = sigmoid(smear_gate)
 //      embedding_backward  D = dx + dx0;  dy[p] = (1-g) D[p] + g D[p+1];  de = r (dy - y mean(dy y));
 //                          dsmear_gate = g (1-g) sum_p y[p] (D[p+1] - D[p])          (D[p+1] = 0 at a sequence's end)
-//      segment_*           rows sorted by key (stable counting sort), then one sum per key: the gradient of a gather; segment_sum_f32
-//                          divides each row by its factor (row_scale.cuh)
+//      segment_*           rows sorted by key (stable counting sort), then one sum per key: the gradient of a gather
 //      value_embedding_combine   out = sum_j scale_j table_j,   dscale_j = table_j . projected
 //    The bigram table is already projected to d channels (README.md, conventions).
 //
@@ -124,9 +123,9 @@ constexpr int VE_LAYERS = 16; // most layers with a value embedding
 
 // Sum of the rows order[starts[bucket] .. starts[bucket+1]) in a fixed order, each times factor(row). Calls store(column, sum[8]) for the
 // bucket.
-template <typename Factor, typename Store>
+template <typename Store>
 __device__ __forceinline__ void segment_sum(const bf16 *rows, i32 row_stride, const i32 *order, const i32 *starts, i32 columns,
-                                            Factor factor, Store store) {
+                                            Store store) {
   __shared__ float of_slot[SUM_THREADS * 8];
   const i32 bucket = i32(blockIdx.x), begin = starts[bucket], end = starts[bucket + 1];
   const i32 lanes = columns / 8, slots = SUM_THREADS / lanes, slot = i32(threadIdx.x) / lanes, lane = i32(threadIdx.x) % lanes;
@@ -135,11 +134,9 @@ __device__ __forceinline__ void segment_sum(const bf16 *rows, i32 row_stride, co
 #pragma unroll 4
     for (i32 i = begin + slot; i < end; i += slots) {
       float x[8];
-      const i32 row = order[i];
-      load8(rows + i64(row) * row_stride + 8 * lane, x);
-      const float f = factor(row);
+      load8(rows + i64(order[i]) * row_stride + 8 * lane, x);
 #pragma unroll
-      for (int j = 0; j < 8; ++j) sum[j] += f * x[j];
+      for (int j = 0; j < 8; ++j) sum[j] += x[j];
     }
     store8(of_slot + (slot * lanes + lane) * 8, sum);
   }
@@ -261,9 +258,8 @@ extern "C" __global__ void __launch_bounds__(32)
 
 extern "C" __global__ void __launch_bounds__(SUM_THREADS)
     segment_sum_f32(const bf16 *rows, i32 row_stride, const i32 *order, const i32 *starts, i32 buckets, i32 columns,
-                    float *out, i32 accumulate, RowScale scale, i32 N) {
-  const auto unscaled = [&](i32 row) { return rcp_approx(row_factor_at(scale, row, N)); };
-  segment_sum(rows, row_stride, order, starts, columns, unscaled, [&](i64 place, float(&sum)[8]) {
+                    float *out, i32 accumulate) {
+  segment_sum(rows, row_stride, order, starts, columns, [&](i64 place, float(&sum)[8]) {
     if (accumulate) {
       float old[8];
       load8(out + place, old);
@@ -275,8 +271,7 @@ extern "C" __global__ void __launch_bounds__(SUM_THREADS)
 }
 extern "C" __global__ void __launch_bounds__(SUM_THREADS)
     segment_sum_bf16(const bf16 *rows, i32 row_stride, const i32 *order, const i32 *starts, i32 buckets, i32 columns, bf16 *out) {
-  const auto one = [](i32) { return 1.f; };
-  segment_sum(rows, row_stride, order, starts, columns, one, [&](i64 place, float(&sum)[8]) { store8(out + place, sum); });
+  segment_sum(rows, row_stride, order, starts, columns, [&](i64 place, float(&sum)[8]) { store8(out + place, sum); });
 }
 
 extern "C" __global__ void __launch_bounds__(256)

@@ -43,12 +43,12 @@ __device__ __forceinline__ void norm_forward(const bf16 *x, bf16 *y, float s, i3
   }
 }
 
-// Gradient of s * rmsnorm(x) with respect to x, for e = s r * dy; overwrites `e`.
+// Gradient of s * rmsnorm(x) with respect to x, for e = s r * dy, or for e = dy with s = 1 where it is not `scaled`; overwrites `e`.
 template <typename Shape>
-__device__ __forceinline__ void norm_gradient(const Slot<Shape> &slot, const Row<Shape> &x, Row<Shape> &e) {
-  const float r = slot.inverse_rms(x);
-  const float mean = slot.dot(e, x) * r * r * slot.inverse_d;
-  each_channel<Shape>([&](int c, int i) { e.x[c][i] -= x.x[c][i] * mean; });
+__device__ __forceinline__ void norm_gradient(const Slot<Shape> &slot, const Row<Shape> &x, Row<Shape> &e, bool scaled = true) {
+  const float r = slot.inverse_rms(x), factor = scaled ? 1.f : r;
+  const float mean = slot.dot(e, x) * factor * r * r * slot.inverse_d;
+  each_channel<Shape>([&](int c, int i) { e.x[c][i] = factor * e.x[c][i] - x.x[c][i] * mean; });
 }
 
 template <typename Shape>
@@ -59,11 +59,7 @@ __device__ __forceinline__ void norm_backward(const bf16 *g, const bf16 *x, cons
     Row<Shape> value, e;
     slot.load(value, x, row, live);
     slot.load(e, dy, row, live);
-    if (!scaled) {
-      const float r = slot.inverse_rms(value);
-      each_channel<Shape>([&](int c, int i) { e.x[c][i] *= r; });
-    }
-    norm_gradient(slot, value, e);
+    norm_gradient(slot, value, e, scaled);
     if (g != nullptr) {
       Row<Shape> residual;
       slot.load(residual, g, row, live);

@@ -11,7 +11,7 @@
 //    where out = c0 v_first + c1 w. All of dx times the row factor of the QKV product (row_scale.cuh). qkv_backward_finish turns dc0, dc1 into the gradient of mix.
 //
 // 2. Operands: qkv bf16 [N, S], out bf16 [N, C], C = (H + 2 KV) 64, columns q | k | v; rope f32 [T, 2P] = P cosines, P sines;
-//    ve_table bf16 [V, KV 64]; v_first: v columns of layer 0's raw qkv; dv_first, dv_extra bf16 [N, KV 64]; partial f32
+//    ve_table bf16 [V, KV 64]; v_first: v columns of layer 0's raw qkv; dv_first, dv_extra, dv (g c1, for a value embedding) bf16 [N, KV 64]; partial f32
 //    [G, H+2]: dgain of each head, dc0, dc1.
 //
 // 3. Work. A unit is one head of one token: 8 lanes with 8 channels (16 bytes) each. 256 threads = 32 units; units are
@@ -145,7 +145,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 extern "C" __global__ void __launch_bounds__(THREADS)
     qkv_backward(const bf16 *dout, const bf16 *dv_extra, const bf16 *qkv, i32 S, bf16 *dqkv, const float *q_gain,
                  const float *rope, i32 pairs, const u16 *ids, const bf16 *ve_table, const float *ve_scale, const bf16 *v_first,
-                 i32 v_first_stride, const float *mix, i32 v_mode, bf16 *dv_first, i32 dv_first_role, float *partial,
+                 i32 v_first_stride, const float *mix, i32 v_mode, bf16 *dv_first, i32 dv_first_role, bf16 *dv, float *partial,
                  RowScale scale, i32 N, i32 T, i32 H, i32 KV) {
   __shared__ float gain_sums[UNITS], c0_sums[UNITS], c1_sums[UNITS];
   const ValueSource source{ids, ve_table, ve_scale, v_first, v_first_stride, mix, v_mode};
@@ -201,6 +201,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       }
 #pragma unroll
       for (int i = 0; i < 8; ++i) x[i] = c.c1 * g[i];
+      if (dv != nullptr && live) store8(dv + place, x);
     }
     const float factor = row_factor_at(scale, token, N);
 #pragma unroll

@@ -3,7 +3,6 @@
 use anyhow::Result;
 use cust::stream::Stream;
 
-use super::row_scale::RowScale;
 use super::{
     Checks, DevPtr, Kernels, MOST_BUCKETS, MOST_VALUE_EMBEDDINGS, Work, address, flat_grid,
     row_shape, row_slots,
@@ -276,8 +275,7 @@ impl Kernels {
         ])
     }
 
-    /// Sum of the rows of each bucket, f32 `[buckets, columns]`. `rows` bf16 with `stride` elements from one to the next; each is divided
-    /// by its `scale`.
+    /// Sum of the rows of each bucket, f32 `[buckets, columns]`. `rows` bf16 with `stride` elements from one to the next.
     #[allow(clippy::too_many_arguments)] // the operands of one operation
     pub fn segment_sum_f32(
         &self,
@@ -288,11 +286,8 @@ impl Kernels {
         columns: u64,
         out: DevPtr,
         accumulate: bool,
-        scale: Option<RowScale>,
     ) -> Result<Work> {
         let checks = Checks("segment_sum_f32");
-        let rows_int = checks.int("N", s.rows)?;
-        let scale = RowScale::parameter(scale, checks, s.rows)?;
         let [stride_int, buckets, columns_int] =
             Self::segment_check(checks, s, rows, stride, columns)?;
         checks.array("out", out, 4, &[s.buckets, columns])?;
@@ -313,8 +308,6 @@ impl Kernels {
                 &columns_int,
                 &out,
                 &accumulate,
-                &scale,
-                &rows_int,
             ],
         )?;
         self.done(Work {

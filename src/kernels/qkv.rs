@@ -99,6 +99,8 @@ pub struct QkvGradients {
     /// bf16 `[N, KV 64]`; needed for every role but `None`.
     pub dv_first: Option<DevPtr>,
     pub role: FirstRole,
+    /// Gets the gradient of the projection's v without `scale`, bf16 `[N, KV 64]`: what a value embedding is summed from.
+    pub dv: Option<DevPtr>,
     /// f32 `[qkv_partials, H + 2]`.
     pub partial: DevPtr,
 }
@@ -283,6 +285,7 @@ impl Kernels {
         checks.optional("dv_extra", g.dv_extra, 2, &[rows, kv_width])?;
         checks.array("dqkv", g.dqkv, 2, &[rows, operands.stride])?;
         checks.optional("dv_first", g.dv_first, 2, &[rows, kv_width])?;
+        checks.optional("dv", g.dv, 2, &[rows, kv_width])?;
         checks.array(
             "partial",
             g.partial,
@@ -310,6 +313,7 @@ impl Kernels {
             FirstRole::Take => 3,
         };
         let (extra, first) = (address(g.dv_extra), address(g.dv_first));
+        let dv = address(g.dv);
         let scale = RowScale::parameter(g.scale, checks, rows)?;
         self.launch(
             stream,
@@ -335,6 +339,7 @@ impl Kernels {
                 &c.mode,
                 &first,
                 &role,
+                &dv,
                 &g.partial,
                 &scale,
                 &c.rows,

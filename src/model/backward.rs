@@ -19,7 +19,6 @@ use crate::kernels::gemm::{self, Orientation, SplitReduce};
 use crate::kernels::head_loss::head_partials;
 use crate::kernels::norm_mix::{MixGradients, row_partials};
 use crate::kernels::qkv::{FirstRole, QkvGradients, ValueMix};
-use crate::kernels::row_scale::RowScale;
 use crate::kernels::{DevPtr, MOST_VALUE_EMBEDDINGS, Matrix};
 
 /// One parameter's part of a weight gradient: rows of the product, and the scale folded into the weight.
@@ -310,6 +309,8 @@ impl Network {
             scale: Some(scale),
             dv_first: Some(device.at(w.dv_first)),
             role: self.first_role(index),
+            // The gradient of attention's output is done with.
+            dv: pass.value_embedding.map(|_| device.at(w.dy)),
             partial,
         };
         // With a gate later layers mix in the first layer's V without its value embedding, which then has the gradient of the
@@ -320,7 +321,7 @@ impl Network {
         if let Some(j) = own_values {
             let role = std::mem::replace(&mut gradients.role, FirstRole::None);
             kernels.qkv_backward(stream, &qkv, &gradients)?;
-            self.sum_values_by_token(device, input, j, scale)?;
+            self.sum_values_by_token(device, input, j)?;
             gradients.role = role;
         }
         kernels.qkv_backward(stream, &qkv, &gradients)?;
@@ -343,7 +344,7 @@ impl Network {
             accumulate,
         )?;
         if let (Some(j), None) = (pass.value_embedding, own_values) {
-            self.sum_values_by_token(device, input, j, scale)?;
+            self.sum_values_by_token(device, input, j)?;
         }
         self.qkv_projection_backward(device, input, a, layer, accumulate)
     }
@@ -397,28 +398,20 @@ impl Network {
         }
     }
 
-    /// V's gradient of a value-embedding layer, summed by token; the rows of `workspace.dqkv` have been multiplied by `scale`.
-    fn sum_values_by_token(
-        &self,
-        device: &Device,
-        input: &Input,
-        j: usize,
-        scale: RowScale,
-    ) -> Result<()> {
+    /// V's gradient of a value-embedding layer, in `workspace.dy`, summed by token.
+    fn sum_values_by_token(&self, device: &Device, input: &Input, j: usize) -> Result<()> {
         let (config, w) = (&self.config, &self.workspace);
         let kv = config.kv_dim();
         let tables = w.ve_tables.expect("planned with the value embedding");
         let each = (config.vocab * kv) as u64;
-        let values = device.at(w.dqkv).offset(2 * (config.dim + kv) as u64);
         device.kernels.segment_sum_f32(
             &device.stream,
             &self.token_segments(device, input),
-            values,
-            config.projected_columns() as u64,
+            device.at(w.dy),
+            kv as u64,
             kv as u64,
             device.at(tables.slice(each * j as u64, each)),
             false,
-            Some(scale),
         )?;
         Ok(())
     }
@@ -466,7 +459,7 @@ impl Network {
         // The head has left its part in the same gradient.
         let table = device.at(self.layout.named_gradient("tok_emb.weight"));
         let tokens = self.token_segments(device, input);
-        kernels.segment_sum_f32(stream, &tokens, de, d, d, table, true, None)?;
+        kernels.segment_sum_f32(stream, &tokens, de, d, d, table, true)?;
         if let (Some(projected), Some(s)) = (self.weights.bigram, w.bigram_segments) {
             let s = segments(device, &s, input);
             let dtable = w.dtable.expect("planned with the bigram embedding");

@@ -5,7 +5,6 @@ use crate::device::Gpu;
 use crate::numbers::{
     Random, assert_bf16, assert_close, assert_f32, inverse_rms, norm_gradient, sigmoid,
 };
-use crate::row_scale::Sums;
 
 #[test]
 fn bigram_buckets() {
@@ -235,8 +234,6 @@ fn rows_are_sorted_stably_and_summed() {
             .unwrap();
         let old = random.f32(buckets * columns, 1.0);
         let (sum, rounded) = (gpu.f32(&old), gpu.poison(2 * buckets * columns));
-        let sums = Sums::new(&gpu, 720 + rows, rows, 512, 1 + rows % 5);
-        let unscaled = gpu.f32(&old);
         gpu.kernels
             .segment_sum_f32(
                 &gpu.stream,
@@ -246,19 +243,6 @@ fn rows_are_sorted_stably_and_summed() {
                 columns,
                 sum.ptr(),
                 true,
-                None,
-            )
-            .unwrap();
-        gpu.kernels
-            .segment_sum_f32(
-                &gpu.stream,
-                &segments,
-                source_d.ptr(),
-                stride,
-                columns,
-                unscaled.ptr(),
-                true,
-                Some(sums.scale()),
             )
             .unwrap();
         gpu.kernels
@@ -281,7 +265,6 @@ fn rows_are_sorted_stably_and_summed() {
             .collect();
         assert_eq!(starts.read_i32(), want_starts, "starts, {what}");
         let mut want = vec![0.0; (buckets * columns) as usize];
-        let mut want_unscaled = old.clone();
         for r in 0..rows as usize {
             for c in 0..columns as usize {
                 let (place, x) = (
@@ -289,7 +272,6 @@ fn rows_are_sorted_stably_and_summed() {
                     source[r * stride as usize + c],
                 );
                 want[place] += x;
-                want_unscaled[place] += x / sums.factors[r];
             }
         }
         assert_close(
@@ -301,12 +283,6 @@ fn rows_are_sorted_stably_and_summed() {
         );
         let added: Vec<f64> = want.iter().zip(&old).map(|(a, b)| a + b).collect();
         assert_f32(&format!("sums, {what}"), &sum.read_f32(), &added, 10.0);
-        assert_f32(
-            &format!("unscaled sums, {what}"),
-            &unscaled.read_f32(),
-            &want_unscaled,
-            30.0,
-        );
     }
 }
 

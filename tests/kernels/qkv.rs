@@ -133,6 +133,7 @@ fn both_ways_in_every_mode() {
         let with_extra = i % 2 == 0;
         let sums = Sums::new(&gpu, 320 + i as u64, rows as u64, 512, 1);
         let scale = (i % 3 != 0).then(|| sums.scale());
+        let dv = gpu.poison((2 * rows * kv_width) as u64);
         gpu.kernels
             .qkv_backward(
                 &gpu.stream,
@@ -144,6 +145,7 @@ fn both_ways_in_every_mode() {
                     scale,
                     dv_first: (role != FirstRole::None).then(|| dv_first.ptr()),
                     role,
+                    dv: embedded.then(|| dv.ptr()),
                     partial: partial.ptr(),
                 },
             )
@@ -217,6 +219,13 @@ fn both_ways_in_every_mode() {
                     FirstRole::None | FirstRole::Take => {}
                 }
             }
+        }
+        let want_dv: Vec<f64> = want_dqkv
+            .chunks_exact(stride)
+            .flat_map(|row| row[(heads + kv) * D..][..kv_width].to_vec())
+            .collect();
+        if embedded {
+            assert_bf16(&format!("dv, {what}"), &dv.read_bf16(), &want_dv, 1.0);
         }
         if scale.is_some() {
             for (row, factor) in want_dqkv.chunks_exact_mut(stride).zip(&sums.factors) {
