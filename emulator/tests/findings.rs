@@ -226,10 +226,6 @@ fn seeds() -> u64 {
 
 const POLICIES: [Policy; 3] = [Policy::Eager, Policy::Latest, Policy::Random];
 
-/// Bugs that only some schedules bring to light: enough that one of the runs does.
-/// (`mbarrier_init_fence`: an arrival of the warp that has initialised hides the initialisation from those that come later.)
-const SCHEDULE_DEPENDENT: [&str; 2] = ["cluster_exit", "mbarrier_init_fence"];
-
 #[test]
 fn every_planted_bug_is_found() {
     let bless = std::env::var_os("BIRDIE_BLESS").is_some();
@@ -248,7 +244,6 @@ fn every_planted_bug_is_found() {
                         hits += 1
                     }
                     Err((kind, _)) if p.expect.contains(kind) => hits += 1,
-                    Ok(_) if SCHEDULE_DEPENDENT.contains(&p.name.as_str()) => {}
                     other => {
                         let _ = writeln!(
                             wrong,

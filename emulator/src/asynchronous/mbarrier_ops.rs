@@ -298,10 +298,12 @@ fn update_one(cx: &mut Cx, u: &Update, s: Shared, count: u32) -> u64 {
             0
         }
         Kind::Arrive => {
-            if u.release
-                && let Some(check) = &mut cluster.check
-            {
-                check.release(at, mbarrier::sync_of(s));
+            if let Some(check) = &mut cluster.check {
+                if u.release {
+                    check.release(at, mbarrier::sync_of(s));
+                } else {
+                    check.release_fenced(at, mbarrier::sync_of(s));
+                }
             }
             let (token, completed) = mbarrier::apply(cluster, s, at, |b| {
                 let token = b.token();
@@ -454,6 +456,8 @@ fn look(
         }
         if complete && w.acquire {
             check.acquire(at, mbarrier::sync_of(s));
+        } else if complete {
+            check.acquire_order(at, mbarrier::sync_of(s));
         }
     }
     Seen {

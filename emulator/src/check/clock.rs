@@ -50,11 +50,13 @@ impl Clock {
     }
 }
 
-/// What an agent knows: everything that happened before, and which of the generic-proxy writes among that are visible
-/// to the async proxy (a `fence.proxy.async` lies on the path).
+/// What an agent knows: everything whose effects it sees, which of the generic-proxy writes among that are visible
+/// to the async proxy (a `fence.proxy.async` lies on the path), and in clusters everything that has happened before at all: a relaxed
+/// arrival that was waited for has happened, though nothing else need be seen for it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Knowledge {
     pub seen: Clock,
+    pub happened: Clock,
     pub proxied_shared: Clock,
     pub proxied_global: Clock,
 }
@@ -62,12 +64,14 @@ pub struct Knowledge {
 impl Knowledge {
     pub fn join(&mut self, other: &Knowledge) {
         self.seen.join(&other.seen);
+        self.happened.join(&other.happened);
         self.proxied_shared.join(&other.proxied_shared);
         self.proxied_global.join(&other.proxied_global);
     }
 
     pub fn copy_from(&mut self, other: &Knowledge) {
         self.seen.copy_from(&other.seen);
+        self.happened.copy_from(&other.happened);
         self.proxied_shared.copy_from(&other.proxied_shared);
         self.proxied_global.copy_from(&other.proxied_global);
     }
@@ -91,6 +95,8 @@ pub enum Identity {
 #[derive(Debug)]
 pub struct AgentState {
     pub identity: Identity,
+    /// The CTA of the warp, or of the operation's issuer.
+    pub cta: u32,
     pub knowledge: Knowledge,
     /// Snapshot at the last fence of at least CTA scope: what a relaxed write or atomic releases.
     pub fenced: Option<Knowledge>,
@@ -102,16 +108,37 @@ pub struct AgentState {
 #[derive(Debug, Default)]
 pub struct Agents {
     pub all: Vec<AgentState>,
+    /// More than one CTA: what has happened is followed.
+    in_cluster: bool,
     finished: VecDeque<u32>,
 }
 
 impl Agents {
+    pub fn new(in_cluster: bool) -> Self {
+        Self {
+            in_cluster,
+            ..Self::default()
+        }
+    }
+
+    pub fn follows_what_happened(&self) -> bool {
+        self.in_cluster
+    }
+
     pub fn add(&mut self, identity: Identity) -> u32 {
         let id = self.all.len() as u32;
         let mut knowledge = Knowledge::default();
         knowledge.seen.set(id, 1);
+        if self.in_cluster {
+            knowledge.happened.set(id, 1);
+        }
+        let cta = match identity {
+            Identity::Warp { cta, .. } => cta,
+            Identity::Operation { issuer, .. } => self.all[issuer as usize].cta,
+        };
         self.all.push(AgentState {
             identity,
+            cta,
             knowledge,
             fenced: None,
             observed: None,
@@ -125,6 +152,7 @@ impl Agents {
         let id = if self.finished.len() > KEEP {
             let id = self.finished.pop_front().unwrap_or(0);
             self.all[id as usize].identity = identity;
+            self.all[id as usize].cta = self.all[issuer as usize].cta;
             id
         } else {
             self.add(identity)
@@ -133,6 +161,9 @@ impl Agents {
         let (a, b) = two(&mut self.all, id as usize, issuer as usize);
         a.knowledge.copy_from(&b.knowledge);
         a.knowledge.seen.set(id, own);
+        if self.in_cluster {
+            a.knowledge.happened.set(id, own);
+        }
         a.fenced = None;
         a.observed = None;
         self.tick(issuer);
@@ -150,9 +181,29 @@ impl Agents {
 
     /// What follows is not covered by what was released so far.
     pub fn tick(&mut self, id: u32) {
-        let k = &mut self.all[id as usize].knowledge.seen;
-        let v = k.get(id) + 1;
-        k.set(id, v);
+        let k = &mut self.all[id as usize].knowledge;
+        let v = k.seen.get(id) + 1;
+        k.seen.set(id, v);
+        if self.in_cluster {
+            k.happened.set(id, v);
+        }
+    }
+
+    /// Both are operations, and `later` was issued by someone who knew of the issue of `earlier`.
+    pub fn follows_issue(&self, later: u32, earlier: u32) -> bool {
+        let [later, earlier] = [later, earlier].map(|id| &self.all[id as usize]);
+        let (Identity::Operation { .. }, Identity::Operation { issuer, .. }) =
+            (&later.identity, &earlier.identity)
+        else {
+            return false;
+        };
+        later.knowledge.seen.get(*issuer) > earlier.knowledge.seen.get(*issuer)
+    }
+
+    pub fn warps_of(&self, cta: u32) -> impl Iterator<Item = &AgentState> {
+        let warps =
+            move |a: &&AgentState| matches!(a.identity, Identity::Warp { .. }) && a.cta == cta;
+        self.all.iter().filter(warps)
     }
 
     pub fn knows(&mut self, id: u32) -> &mut Knowledge {

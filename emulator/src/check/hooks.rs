@@ -130,7 +130,7 @@ impl Order for Seen<'_> {
 impl Checker {
     /// `warps_per_cta` of each CTA of the cluster; warps become agents 0, 1, … in order of CTA rank and warp.
     pub fn new(program: &Program, ctas: u32, warps_per_cta: u32, collect: bool) -> Self {
-        let mut agents = Agents::default();
+        let mut agents = Agents::new(ctas > 1);
         for cta in 0..ctas {
             for warp in 0..warps_per_cta {
                 agents.add(Identity::Warp { cta, warp });
@@ -156,6 +156,7 @@ impl Checker {
             registers: valid::Registers::new(program, warps),
             tensor: Default::default(),
             strict: Default::default(),
+            visits: Vec::new(),
         }
     }
 
@@ -237,7 +238,17 @@ impl Checker {
                 let earlier_who = self.agents.name(earlier.agent);
                 let did = if earlier_writes { "written" } else { "read" };
                 let refill = space != Space::Global && proxy == Proxy::Async && kind != Kind::Read;
-                let (kind, message) = if refill {
+                let (kind, message) = if space != Space::Global
+                    && earlier_writes
+                    && self.agents.follows_issue(earlier.agent, at.agent.0)
+                {
+                    (
+                        FindingKind::StageReuse,
+                        format!(
+                            "{earlier_who} refilled {space} address {address:#x} before {who}, which was issued before, had released it"
+                        ),
+                    )
+                } else if refill {
                     (
                         FindingKind::StageReuse,
                         format!(
@@ -359,6 +370,9 @@ impl Checker {
         kind: Kind,
         proxy: Proxy,
     ) -> Option<u64> {
+        if self.agents.all[at.agent.0 as usize].cta != cta {
+            self.visited(at, cta);
+        }
         let space = Space::Shared(cta);
         let (start, length) = (u64::from(address), u64::from(bytes));
         if kind == Kind::Read {
@@ -563,8 +577,14 @@ impl Checker {
 
     /// A relaxed arrive at a barrier: releases what the agent had done before its last fence.
     pub fn release_fenced(&mut self, at: At, object: Sync) {
-        if let Some(k) = &self.agents.all[at.agent.0 as usize].fenced {
+        let a = &self.agents.all[at.agent.0 as usize];
+        if let Some(k) = &a.fenced {
             self.objects.entry(object).or_default().pending.join(k);
+        }
+        if self.agents.follows_what_happened() {
+            let pending = &mut self.objects.entry(object).or_default().pending;
+            pending.happened.join(&a.knowledge.happened);
+            self.agents.tick(at.agent.0);
         }
     }
 
@@ -576,10 +596,17 @@ impl Checker {
     /// A relaxed or volatile read, or an atomic: what was released there is acquired at the agent's next fence.
     pub fn acquire_relaxed(&mut self, at: At, address: u64) {
         if let Some(o) = self.objects.get(&Sync::Address { address }) {
-            self.agents.all[at.agent.0 as usize]
-                .observed
-                .get_or_insert_default()
-                .join(&o.pending);
+            let a = &mut self.agents.all[at.agent.0 as usize];
+            a.knowledge.happened.join(&o.pending.happened);
+            a.observed.get_or_insert_default().join(&o.pending);
+        }
+    }
+
+    /// A relaxed wait: what was released to `object` has happened, but need not be seen.
+    pub fn acquire_order(&mut self, at: At, object: Sync) {
+        if let Some(o) = self.objects.get(&object) {
+            let k = &mut self.agents.all[at.agent.0 as usize].knowledge;
+            k.happened.join(&o.published.happened);
         }
     }
 

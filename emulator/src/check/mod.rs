@@ -8,6 +8,7 @@ pub mod global;
 mod granules;
 pub mod hooks;
 pub mod layout;
+pub mod lifetime;
 pub mod report;
 pub mod shadow;
 pub mod strict;
@@ -191,6 +192,7 @@ pub struct Checker {
     objects: HashMap<Sync, hooks::Object>,
     registers: valid::Registers,
     pub strict: strict::Strict,
+    visits: Vec<lifetime::Visit>,
     /// Registers of wgmma.
     pub tensor: crate::tensor::registers::Tracking,
 }

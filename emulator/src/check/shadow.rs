@@ -23,7 +23,8 @@ pub struct Past {
     pub proxy: Proxy,
 }
 
-/// The same in 12 bytes, so that a cell is a cache line. `tag`: bytes in bits 0-3, atomic, async proxy, pc from bit 6 on.
+/// The same in 12 bytes, so that a cell is a cache line. `tag`: bytes in bits 0-3, atomic, async proxy, a plain write below atomics, pc from
+/// bit 7 on.
 #[derive(Debug, Clone, Copy)]
 struct Packed {
     agent: u32,
@@ -34,7 +35,8 @@ struct Packed {
 const BYTES: u32 = 0xf;
 const ATOMIC: u32 = 1 << 4;
 const ASYNC: u32 = 1 << 5;
-const PC_SHIFT: u32 = 6;
+const BELOW: u32 = 1 << 6;
+const PC_SHIFT: u32 = 7;
 const NO_PC: u32 = u32::MAX >> PC_SHIFT;
 
 const NOBODY: Packed = Packed {
@@ -68,6 +70,8 @@ pub const READERS: usize = 4;
 #[repr(align(64))]
 struct Cell {
     write: Packed,
+    /// Readers since the last write. The first place may be the last plain write's instead, when atomics came after it: they conflict with
+    /// it and not with each other, whichever of them came last.
     reads: [Packed; READERS],
     readers: u8,
     /// Bytes that hold a value (initialised by any write).
@@ -158,7 +162,9 @@ impl Cell {
         let readers = usize::from(self.readers);
         // The same reader again, or one that the new reader follows and covers, gives up its place.
         let place = self.reads[..readers].iter().position(|p| {
-            p.agent == new.agent || p.tag & BYTES & !mask == 0 && order.seen(p.agent, p.clock)
+            p.tag & BELOW == 0
+                && (p.agent == new.agent
+                    || p.tag & BYTES & !mask == 0 && order.seen(p.agent, p.clock))
         });
         let entry = Packed {
             tag: new.tag | mask,
@@ -178,7 +184,8 @@ impl Cell {
                 self.readers += 1;
             }
             None => {
-                self.reads.rotate_left(1);
+                let first = usize::from(self.reads[0].tag & BELOW != 0);
+                self.reads[first..].rotate_left(1);
                 self.reads[READERS - 1] = entry;
             }
         }
@@ -194,9 +201,10 @@ impl Cell {
             .find(|p| p.tag & mask != 0 && p.agent != new.agent && !order.seen(p.agent, p.clock));
         let found = found.or(unordered.map(|p| Conflict::Race {
             earlier: p.unpack(),
-            earlier_writes: false,
+            earlier_writes: p.tag & BELOW != 0,
         }));
         let w = self.write;
+        let below = self.below(new);
         let mut tag = new.tag | mask;
         if (w.agent, w.clock) == (new.agent, new.clock) {
             tag |= w.tag & BYTES;
@@ -206,7 +214,35 @@ impl Cell {
         if mask == BYTES {
             self.readers = 0;
         }
+        if let Some(p) = below {
+            self.set_below(p);
+        }
         found
+    }
+
+    /// The plain write that has to be remembered when `new` takes the last write's place: none unless `new` is an atomic.
+    #[inline(always)]
+    fn below(&self, new: Packed) -> Option<Packed> {
+        if new.tag & ATOMIC == 0 {
+            return None;
+        }
+        let w = self.write;
+        if w.tag & BYTES != 0 && w.tag & ATOMIC == 0 {
+            return Some(Packed {
+                tag: w.tag | BELOW,
+                ..w
+            });
+        }
+        (self.readers > 0 && self.reads[0].tag & BELOW != 0).then_some(self.reads[0])
+    }
+
+    #[inline(always)]
+    fn set_below(&mut self, p: Packed) {
+        if self.readers == 0 || self.reads[0].tag & BELOW == 0 {
+            self.reads.rotate_right(1);
+            self.readers = (self.readers + 1).min(READERS as u8);
+        }
+        self.reads[0] = p;
     }
 }
 
@@ -620,5 +656,44 @@ mod tests {
             &All(true, true),
         );
         assert_eq!(s.access(64, 32, read, &AllBut(1)), None);
+    }
+
+    /// Agent 0 writes, then updates; agent 1 has seen nothing: the plain write is still there for it, though agents' atomics do not
+    /// conflict with each other.
+    #[test]
+    fn atomics_do_not_hide_the_plain_write_below() {
+        let mut shadow = Shadow::default();
+        let (blind, all) = (All(false, false), All(true, true));
+        assert_eq!(
+            shadow.access(64, 8, new(0, Kind::Write, Proxy::Generic), &all),
+            None
+        );
+        for agent in [0, 2, 0] {
+            let update = new(agent, Kind::Atomic, Proxy::Generic);
+            assert_eq!(shadow.access(64, 8, update, &all), None);
+        }
+        for reader in 3..9 {
+            shadow.access(64, 8, new(reader, Kind::Read, Proxy::Generic), &all);
+        }
+        let found = shadow.access(64, 8, new(1, Kind::Atomic, Proxy::Generic), &blind);
+        let Some((
+            64,
+            Conflict::Race {
+                earlier,
+                earlier_writes: true,
+            },
+        )) = found
+        else {
+            panic!("{found:?}");
+        };
+        assert_eq!((earlier.agent, earlier.atomic), (0, false));
+        // A new plain write takes its place.
+        shadow.access(64, 8, new(5, Kind::Write, Proxy::Generic), &all);
+        shadow.access(64, 8, new(5, Kind::Atomic, Proxy::Generic), &all);
+        let found = shadow.access(64, 8, new(1, Kind::Atomic, Proxy::Generic), &blind);
+        let Some((64, Conflict::Race { earlier, .. })) = found else {
+            panic!("{found:?}");
+        };
+        assert_eq!(earlier.agent, 5);
     }
 }

@@ -64,6 +64,7 @@ impl Checker {
 
     /// The last warp of a CTA exits.
     pub fn cta_exits(&mut self, cta: u32, at: At) {
+        self.visits_end(cta, at);
         let unread = self.strict.unread.iter().filter(|u| u.cta == cta);
         let Some(u) = unread.min_by_key(|u| u.issue.pc).copied() else {
             return;

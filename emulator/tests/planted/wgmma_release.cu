@@ -2,7 +2,7 @@
 // launch: planted grid=1 block=160
 // arg: buffer 8192
 // arg: buffer 2048
-// expect: stage-reuse deadlock shared-race
+// expect: stage-reuse deadlock
 #include "planted.cuh"
 extern "C" __global__ void planted(const float *in, float *out) {
   __shared__ alignas(1024) uint16_t a[64 * 16];
