@@ -94,6 +94,7 @@ fn execute(cx: &mut LowerCx, before: &State, mask: u32) -> State {
         has_stack: false,
         files: Arc::default(),
         shared_symbols: Vec::new(),
+        passages: Default::default(),
     };
     let launch = Launch {
         program: &program,

@@ -247,6 +247,8 @@ unsafe fn update(cx: &mut Cx, op: &Op) -> Flow {
     // Lanes that make the same object in one instruction make it once: whole warps execute an init in real kernels, and
     // to lanes in step it is a write of equal values.
     let mut made = None;
+    // Lanes that arrive at the same object in one instruction are one agent's: the checker is told once.
+    let mut told = None;
     for lane in lanes(cx.mask) {
         // SAFETY: rows of this operation.
         let (address, count) = unsafe {
@@ -266,7 +268,8 @@ unsafe fn update(cx: &mut Cx, op: &Op) -> Flow {
         if u.kind == Kind::Init && made.replace((s, count)) == Some((s, count)) {
             continue;
         }
-        let token = update_one(cx, u, s, count);
+        let tell = told.replace(s) != Some(s);
+        let token = update_one(cx, u, s, count, tell);
         if op.dst != NO_ROW {
             // SAFETY: row of this operation.
             unsafe { cx.row64_mut(op.dst)[lane] = token };
@@ -275,11 +278,13 @@ unsafe fn update(cx: &mut Cx, op: &Op) -> Flow {
     Flow::Next
 }
 
-fn update_one(cx: &mut Cx, u: &Update, s: Shared, count: u32) -> u64 {
+fn update_one(cx: &mut Cx, u: &Update, s: Shared, count: u32, tell: bool) -> u64 {
     let at = here(cx);
     let cluster = cx.cluster();
     let log = cluster.check.is_some();
-    touch(cluster, at, s, u.kind);
+    if tell {
+        touch(cluster, at, s, u.kind);
+    }
     match u.kind {
         Kind::Init => {
             mbarrier::init(cluster, s, count, at);
@@ -298,7 +303,7 @@ fn update_one(cx: &mut Cx, u: &Update, s: Shared, count: u32) -> u64 {
             0
         }
         Kind::Arrive => {
-            if let Some(check) = &mut cluster.check {
+            if tell && let Some(check) = &mut cluster.check {
                 if u.release {
                     check.release(at, mbarrier::sync_of(s));
                 } else {

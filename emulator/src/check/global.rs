@@ -140,10 +140,10 @@ impl Ranges {
         }
     }
 
-    /// Sorts by instruction and merges touching ranges.
+    /// Sorts by instruction and merges touching ranges. The sort is one that knows sorted runs, of which the list is made.
     fn compact(&mut self) {
         self.list
-            .sort_unstable_by_key(|r| (r.pc, r.write, r.idle, r.start, r.end, r.value));
+            .sort_by_key(|r| (r.pc, r.write, r.idle, r.start, r.end, r.value));
         let mut out: Vec<Range> = Vec::with_capacity(self.list.len());
         for r in &self.list {
             if !out.last_mut().is_some_and(|l| l.extend(r)) {
@@ -227,7 +227,7 @@ fn overlaps(
         ranges.compact();
         all.extend(ranges.list.iter().map(|r| (*r, *cluster)));
     }
-    all.sort_unstable_by_key(|(r, c)| (r.start, r.end, r.pc, *c));
+    all.sort_by_key(|(r, c)| (r.start, r.end, r.pc, *c));
     let mut findings: Vec<Finding> = Vec::new();
     // Written ranges that may still overlap what follows, and for reads the same.
     let mut written: Vec<(Range, u32)> = Vec::new();

@@ -1,7 +1,7 @@
 //! One cell of shadow memory for as many bytes as possible.
 //!
-//! Memory is divided into granules of 8 KiB, 1 KiB, 128 bytes (a warp's coalesced access, a row of an operand), 16 bytes (a chunk of a
-//! swizzle, a row of ldmatrix) and 4 bytes. A granule has one cell for all its bytes until an access covers only a part of it; then each
+//! Memory is divided into granules of 8 KiB, 1 KiB, 128 bytes (a warp's coalesced access, a row of an operand), 32 bytes (what a wgmma
+//! reads of a row), 16 bytes (a chunk of a swizzle, a row of ldmatrix) and 4 bytes. A granule has one cell for all its bytes until an access covers only a part of it; then each
 //! of its parts gets a copy, and so on down. An access that leaves all parts alike (a write of the whole) makes them one again. So a bulk
 //! copy of 8 KiB or a store of a warp costs a cell or two, and what is remembered of every word is the same as with a cell for each.
 
@@ -149,7 +149,8 @@ impl<C: Copy, P: Part<C>, const N: usize> Part<C> for Granule<C, P, N> {
 }
 
 type Chunk<C> = Granule<C, Word<C>, 4>;
-type Line<C> = Granule<C, Chunk<C>, 8>;
+type Sector<C> = Granule<C, Chunk<C>, 2>;
+type Line<C> = Granule<C, Sector<C>, 4>;
 type Kibibyte<C> = Granule<C, Line<C>, 8>;
 /// The largest granule.
 pub(super) type Page<C> = Granule<C, Kibibyte<C>, 8>;
@@ -172,7 +173,7 @@ mod tests {
             assert_eq!((at, bytes), (130, 2));
             *c = 7;
         });
-        // 1 KiB lines, chunks and words around it, the same values elsewhere.
+        // 1 KiB, lines, sectors, a chunk and words around it, the same values elsewhere.
         let all = ranges(&mut p, 0, 8192);
         assert_eq!(
             all[..4],
@@ -180,7 +181,7 @@ mod tests {
         );
         assert_eq!(all.iter().map(|r| r.2).sum::<u64>(), 8192);
         assert_eq!(all.iter().filter(|r| r.0 == 7).count(), 1);
-        assert_eq!(all.len(), 4 + 7 + 7 + 7);
+        assert_eq!(all.len(), 4 + 1 + 3 + 7 + 7);
     }
 
     #[test]

@@ -147,7 +147,7 @@ impl Checker {
             shared: (0..ctas).map(|_| Shadow::default()).collect(),
             layout: vec![Vec::new(); ctas as usize],
             global: Shadow::default(),
-            objects: HashMap::new(),
+            objects: Default::default(),
             log: GlobalLog::default(),
             memory: Vec::new(),
             unsettled: Vec::new(),
@@ -155,6 +155,7 @@ impl Checker {
             hits: Vec::new(),
             registers: valid::Registers::new(program, warps),
             tensor: Default::default(),
+            operands: Default::default(),
             strict: Default::default(),
             visits: Vec::new(),
         }
@@ -298,12 +299,23 @@ impl Checker {
         bytes: u64,
         proxy: Proxy,
     ) -> Option<u64> {
+        let mut hits = std::mem::take(&mut self.hits);
+        let before = hits.len();
         let (shadow, new, order) = self.access(at, space, Kind::Read, proxy);
-        let (hit, undefined) = shadow.read(address, bytes, new, &order);
-        if let Some(hit) = hit {
-            self.conflict(at, space, hit.address, Kind::Read, proxy, hit.conflict);
+        let undefined = shadow.read(address, bytes, new, &order, &mut hits);
+        self.hits = hits;
+        if self.hits.len() > before {
+            self.reads_conflict(at, space, proxy, before);
         }
         undefined
+    }
+
+    /// Reports the hits of reads, which are those from `from` on.
+    #[cold]
+    fn reads_conflict(&mut self, at: At, space: Space, proxy: Proxy, from: usize) {
+        for hit in self.hits.split_off(from) {
+            self.conflict(at, space, hit.address, Kind::Read, proxy, hit.conflict);
+        }
     }
 
     /// Records a write or atomic in the shadow. What it conflicts with is reported at once, or given back as a range of `hits` if it
@@ -438,6 +450,30 @@ impl Checker {
         if let Some(a) = undefined
             && proxy == Proxy::Async
         {
+            self.undefined_operand(at, cta, a);
+        }
+    }
+
+    /// Reads of shared memory through the async proxy, all of which have to be defined: (address, bytes) each.
+    pub fn shared_reads_async(&mut self, at: At, cta: u32, ranges: &[(u32, u32)]) {
+        if self.agents.all[at.agent.0 as usize].cta != cta {
+            self.visited(at, cta);
+        }
+        let (space, proxy) = (Space::Shared(cta), Proxy::Async);
+        let mut hits = std::mem::take(&mut self.hits);
+        let before = hits.len();
+        let mut undefined = None;
+        let (shadow, new, order) = self.access(at, space, Kind::Read, proxy);
+        for &(address, bytes) in ranges {
+            let (address, bytes) = (u64::from(address), u64::from(bytes));
+            let found = shadow.read(address, bytes, new, &order, &mut hits);
+            undefined = undefined.or(found);
+        }
+        self.hits = hits;
+        if self.hits.len() > before {
+            self.reads_conflict(at, space, proxy, before);
+        }
+        if let Some(a) = undefined {
             self.undefined_operand(at, cta, a);
         }
     }

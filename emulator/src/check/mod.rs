@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod global;
 mod granules;
+pub(crate) mod hash;
 pub mod hooks;
 pub mod layout;
 pub mod lifetime;
@@ -16,7 +17,6 @@ pub mod valid;
 
 use crate::program::{Program, Site};
 pub use global::GlobalLog;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// What kind of mistake was found.
@@ -189,12 +189,14 @@ pub struct Checker {
     layout: Vec<Vec<u8>>,
     /// Shadow of the global memory that this cluster has touched.
     global: shadow::Shadow,
-    objects: HashMap<Sync, hooks::Object>,
+    objects: hash::FastMap<Sync, hooks::Object>,
     registers: valid::Registers,
     pub strict: strict::Strict,
     visits: Vec<lifetime::Visit>,
     /// Registers of wgmma.
     pub tensor: crate::tensor::registers::Tracking,
+    /// Shared memory that operands of wgmma cover.
+    pub operands: crate::tensor::operands::Operands,
 }
 
 // SAFETY: the raw pointer in `Shadow` points into its own boxed pages, the others into memory of the cluster and the device; a checker

@@ -7,9 +7,9 @@
 //! a race with it may be missed, none is invented.
 
 use super::granules::{Page, Part};
+use super::hash::FastMap;
 use super::{Kind, Proxy};
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::{Mutex, PoisonError};
 
 /// One remembered access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +67,6 @@ impl Packed {
 pub const READERS: usize = 4;
 
 #[derive(Debug, Clone, Copy)]
-#[repr(align(64))]
 struct Cell {
     write: Packed,
     /// Readers since the last write. The first place may be the last plain write's instead, when atomics came after it: they conflict with
@@ -255,39 +254,46 @@ fn byte_mask(at: u64, bytes: u64) -> u32 {
     ((1 << bytes) - 1) << (at % 4)
 }
 
-/// Page numbers are their own hash.
-#[derive(Default)]
-struct PageHasher(u64);
-
-impl Hasher for PageHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for b in bytes {
-            self.0 = self.0 << 8 ^ u64::from(*b);
-        }
-    }
-    fn write_u64(&mut self, n: u64) {
-        self.0 = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-}
-
 /// Pages found last, by the low bits of their numbers: all of a CTA's shared memory, and the streams of a kernel.
 const RECENT: usize = 32;
 
 /// Shadow of one address space: pages made on first touch.
 pub struct Shadow {
-    pages: HashMap<u64, Box<Page<Cell>>, BuildHasherDefault<PageHasher>>,
+    pages: FastMap<u64, Box<Page<Cell>>>,
     recent: [(u64, *mut Page<Cell>); RECENT],
 }
 
 impl Default for Shadow {
     fn default() -> Self {
         Shadow {
-            pages: HashMap::default(),
+            pages: FastMap::default(),
             recent: [(u64::MAX, std::ptr::null_mut()); RECENT],
         }
+    }
+}
+
+/// Pages of clusters that are done, divided as they were: most are divided in the same way again soon. At most [`SPARE`] of them, which
+/// may be 150 KB each.
+#[allow(clippy::vec_box)] // the boxes move between the list and the shadows
+static PAGES: Mutex<Vec<Box<Page<Cell>>>> = Mutex::new(Vec::new());
+const SPARE: usize = 256;
+
+fn empty_page() -> Box<Page<Cell>> {
+    let spare = PAGES.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    match spare {
+        Some(mut page) => {
+            page.unite(EMPTY);
+            page
+        }
+        None => Box::new(Page::new(EMPTY)),
+    }
+}
+
+impl Drop for Shadow {
+    fn drop(&mut self) {
+        let mut spare = PAGES.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = SPARE.saturating_sub(spare.len());
+        spare.extend(self.pages.drain().map(|(_, page)| page).take(room));
     }
 }
 
@@ -296,10 +302,7 @@ impl Shadow {
     fn page(&mut self, number: u64) -> &mut Page<Cell> {
         let slot = &mut self.recent[number as usize % RECENT];
         if slot.0 != number {
-            let page = self
-                .pages
-                .entry(number)
-                .or_insert_with(|| Box::new(Page::new(EMPTY)));
+            let page = self.pages.entry(number).or_insert_with(empty_page);
             *slot = (number, &mut **page);
         }
         // SAFETY: the page is boxed, owned by `pages` and never removed while `recent` points to it.
@@ -353,20 +356,23 @@ impl Shadow {
         found
     }
 
-    /// Records a read: the first conflict with what is remembered, and the first byte that nobody has written.
+    /// Records a read: its first conflict with what is remembered is added to `hits`. The first byte that nobody has written.
     pub fn read(
         &mut self,
         address: u64,
         bytes: u64,
         new: New,
         order: &impl Order,
-    ) -> (Option<Hit>, Option<u64>) {
+        hits: &mut Vec<Hit>,
+    ) -> Option<u64> {
         let packed = new.packed();
-        let (mut hit, mut undefined) = (None, None);
+        let before = hits.len();
+        let mut undefined = None;
         self.cells::<false>(address, bytes, |c, address, bytes| {
-            let conflict = c.read(byte_mask(address, bytes), packed, order);
-            if let (Some(conflict), None) = (conflict, hit) {
-                hit = Some(Hit {
+            if let Some(conflict) = c.read(byte_mask(address, bytes), packed, order)
+                && hits.len() == before
+            {
+                hits.push(Hit {
                     address,
                     bytes,
                     conflict,
@@ -374,7 +380,7 @@ impl Shadow {
             }
             c.undefined(&mut undefined, address, bytes);
         });
-        (hit, undefined)
+        undefined
     }
 
     /// Records a write or atomic; its conflicts with what is remembered are added to `hits`.
@@ -443,7 +449,7 @@ mod tests {
         ) -> Option<(u64, Conflict)> {
             let mut hits = vec![];
             if new.kind == Kind::Read {
-                hits.extend(self.read(address, bytes, new, order).0);
+                self.read(address, bytes, new, order, &mut hits);
             } else {
                 self.write(address, bytes, new, order, &mut hits);
             }

@@ -12,6 +12,7 @@
 
 use super::{At, Checker, FindingKind, Kind};
 use crate::program::{Class, Effects, Init, NO_ROW, Op, Program};
+use std::sync::Arc;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rule {
@@ -29,7 +30,7 @@ enum Rule {
 
 /// How validity passes through an operation.
 #[derive(Debug, Clone, Copy)]
-struct Passage {
+pub struct Passage {
     rule: Rule,
     /// The first register read is an address, in these lanes.
     address: bool,
@@ -43,7 +44,7 @@ pub struct Registers {
     /// Per warp: lane mask per row.
     rows: Vec<Vec<u32>>,
     preds: Vec<Vec<u32>>,
-    passages: Vec<Passage>,
+    passages: Arc<[Passage]>,
     /// Validity of the sources of the operation under way (stores: of the data).
     sources: u32,
     /// Of a store whose data are not all valid: the validity of each register.
@@ -73,16 +74,14 @@ impl Registers {
         let mut preds = vec![0u32; usize::from(program.preds).max(2)];
         preds[0] = u32::MAX;
         preds[1] = u32::MAX;
-        let passages = program
-            .sites
-            .iter()
-            .zip(&program.ops)
-            .map(|(s, op)| passage(&s.opcode, op))
-            .collect();
+        let passages = program.passages.get_or_init(|| {
+            let ops = program.sites.iter().zip(&program.ops);
+            ops.map(|(s, op)| passage(&s.opcode, op)).collect()
+        });
         Self {
             rows: vec![rows; warps],
             preds: vec![preds; warps],
-            passages,
+            passages: passages.clone(),
             sources: u32::MAX,
             stored: vec![],
             loaded: 0,

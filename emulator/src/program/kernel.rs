@@ -376,6 +376,7 @@ pub fn lower_gathering(
         has_stack: cx.has_stack,
         files: module.files.clone().into(),
         shared_symbols: shared.list,
+        passages: Default::default(),
     })
 }
 

@@ -29,7 +29,7 @@ mod special;
 use crate::exec::{Handler, LANES, Row};
 use crate::ptx::ast::{LaunchBounds, Loc};
 use std::any::Any;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// A row (or the first of 2 or 4 rows) of the register file.
 pub type RowId = u32;
@@ -244,6 +244,8 @@ pub struct Program {
     pub files: Arc<Vec<(u32, String)>>,
     /// Static shared symbols for reports: name, offset, bytes.
     pub shared_symbols: Vec<(String, u32, u64)>,
+    /// How undefined values pass through each operation, once a checker has asked.
+    pub passages: OnceLock<Arc<[crate::check::valid::Passage]>>,
 }
 
 impl Program {

@@ -27,7 +27,7 @@
 const ADDRESS_MASK: u32 = 0x3_ffff;
 
 /// A decoded descriptor together with the operand's majorness.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tile {
     /// Shared address of the first piece before swizzling.
     pub start: u32,

@@ -15,7 +15,7 @@ pub mod kernel;
 pub mod lifetime;
 mod matrix;
 mod mma;
-mod operands;
+pub mod operands;
 pub mod panel;
 mod quad;
 pub(crate) mod queue;

@@ -9,8 +9,10 @@ use super::descriptor::Tile;
 use super::panel::SourceA;
 use super::queue::Entry;
 use super::wgmma::Mma;
-use crate::check::{At, Checker, Kind, Proxy};
+use crate::check::hash::FastMap;
+use crate::check::{At, Checker};
 use crate::program::Program;
+use std::sync::Arc;
 
 /// Granules of 16 bytes: descriptor addresses have 18 bits.
 const GRANULES: usize = (1 << 18) / 16;
@@ -36,6 +38,30 @@ fn ranges(tile: &Tile, rows: std::ops::Range<u32>, mut f: impl FnMut(u32, u32)) 
     }
 }
 
+/// The ranges of the operands met so far: a pipeline has a few per stage and step along K.
+#[derive(Default)]
+pub struct Operands {
+    known: FastMap<(Tile, u32, u32), Arc<[(u32, u32)]>>,
+}
+
+impl Operands {
+    /// Operands remembered at the most.
+    const MOST: usize = 1024;
+
+    fn ranges(&mut self, tile: &Tile, rows: std::ops::Range<u32>) -> Arc<[(u32, u32)]> {
+        let key = (*tile, rows.start, rows.end);
+        if let Some(found) = self.known.get(&key) {
+            return found.clone();
+        }
+        if self.known.len() >= Self::MOST {
+            self.known.clear();
+        }
+        let mut all = Vec::new();
+        ranges(tile, rows, |address, bytes| all.push((address, bytes)));
+        self.known.entry(key).or_insert(all.into()).clone()
+    }
+}
+
 /// Reports the reads of operation `index` of its warpgroup.
 pub(super) fn check(check: &mut Checker, entry: &Entry, index: u64, program: &Program, cta: u32) {
     let mma: &Mma = program.ext[entry.ext as usize]
@@ -46,10 +72,11 @@ pub(super) fn check(check: &mut Checker, entry: &Entry, index: u64, program: &Pr
             agent: entry.agents[warp],
             pc: entry.pc,
         };
-        ranges(tile, rows, |address, bytes| {
-            check.shared_range(at, cta, address, bytes, Kind::Read, Proxy::Async);
+        let ranges = check.operands.ranges(tile, rows);
+        check.shared_reads_async(at, cta, &ranges);
+        for &(address, bytes) in ranges.iter() {
             check.expect_layout(at, cta, address, bytes, tile.swizzle);
-        });
+        }
     };
     if let SourceA::Descriptor(tile) = &entry.a {
         for w in 0..4 {

@@ -171,10 +171,13 @@ impl Warp {
         planes: usize,
     ) -> Option<Violation> {
         let accumulator = i < planes;
-        let name = if accumulator {
-            format!("accumulator register {i}")
-        } else {
-            format!("register {} of A", i - planes)
+        // Made only for a report: this runs for every register of every operation.
+        let name = || {
+            if accumulator {
+                format!("accumulator register {i}")
+            } else {
+                format!("register {} of A", i - planes)
+            }
         };
         let counts = if accumulator { READ | WRITTEN } else { WRITTEN };
         if dirty & counts != 0 && !(accumulator && mma.overwrites) {
@@ -185,7 +188,8 @@ impl Warp {
             };
             return Some(Violation {
                 message: format!(
-                    "{name} was {how} by an ordinary instruction and no wgmma.fence lies between"
+                    "{} was {how} by an ordinary instruction and no wgmma.fence lies between",
+                    name()
                 ),
                 other: None,
             });
@@ -194,12 +198,13 @@ impl Warp {
             return None;
         }
         let message = match (accumulator, used.n) {
-            (true, 0) => format!("{name} is still an A fragment of a wgmma in flight"),
+            (true, 0) => format!("{} is still an A fragment of a wgmma in flight", name()),
             (true, n) if usize::from(n) != mma.n && used.fences == self.fences => format!(
-                "{name} belongs to a wgmma of another shape (n {n}) in flight and no wgmma.fence lies between"
+                "{} belongs to a wgmma of another shape (n {n}) in flight and no wgmma.fence lies between",
+                name()
             ),
             (false, n) if n != 0 => {
-                format!("{name} is an accumulator of a wgmma in flight")
+                format!("{} is an accumulator of a wgmma in flight", name())
             }
             _ => return None,
         };
