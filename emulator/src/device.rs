@@ -18,6 +18,8 @@ pub struct Device {
     /// A launch executes about this many of its clusters, spread over the grid, and its results are worthless; 0 = all. For counting
     /// the work of grids that are too large to be emulated. Launches whose clusters communicate are always whole.
     pub sample: AtomicU64,
+    /// Address of the workspace of cooperative grids, once there was one.
+    grid_workspace: Mutex<Option<u64>>,
 }
 
 /// How launches are executed; read from the environment once (`Settings::from_env`), changeable by tests.
@@ -132,7 +134,32 @@ impl Device {
             output: Mutex::default(),
             launches: AtomicU64::new(0),
             sample: AtomicU64::new(0),
+            grid_workspace: Mutex::new(None),
         })
+    }
+
+    /// The workspace that a cooperative grid finds in `%envreg1` and `%envreg2`: its size and the word of its barrier, which must be 0 when
+    /// the grid starts. One for all grids, since kernels of a device do not overlap. `None` when the device is full.
+    pub fn grid_workspace(&self) -> Option<u64> {
+        const BYTES: u32 = 8;
+        let mut known = self
+            .grid_workspace
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if known.is_none() {
+            let limit = self.settings.memory_bytes;
+            *known = self.memory.allocate(
+                u64::from(BYTES),
+                512,
+                limit,
+                "workspace of cooperative grids",
+            );
+        }
+        if let Some(address) = *known {
+            // SAFETY: our own allocation of two words, which is never freed.
+            unsafe { (address as *mut [u32; 2]).write([BYTES, 0]) };
+        }
+        *known
     }
 
     /// What kernels have printed since the last call.
@@ -187,6 +214,8 @@ pub struct Launch<'a> {
     pub policy: Policy,
     pub checks: bool,
     pub grid_id: u64,
+    /// Address that `%envreg1` and `%envreg2` hold: see [`Device::grid_workspace`]. 0 where the grid is not cooperative.
+    pub grid_workspace: u64,
 }
 
 impl Launch<'_> {

@@ -194,6 +194,24 @@ impl Arena {
         true
     }
 
+    /// Accounts for memory that lies elsewhere but is the device's (`cuMemCreate`); not when the device is full.
+    pub fn charge(&self, bytes: u64, limit: u64) -> bool {
+        let mut s = self.write();
+        match s.used.checked_add(bytes) {
+            Some(used) if used <= limit => {
+                s.used = used;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Ends that.
+    pub fn discharge(&self, bytes: u64) {
+        let mut s = self.write();
+        s.used = s.used.saturating_sub(bytes);
+    }
+
     /// Makes host memory visible to the device.
     pub fn register_host(&self, address: u64, bytes: u64, name: impl Into<String>) {
         let mut s = self.write();

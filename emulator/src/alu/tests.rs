@@ -110,6 +110,7 @@ fn execute(cx: &mut LowerCx, before: &State, mask: u32) -> State {
         policy: Policy::Eager,
         checks: false,
         grid_id: 0,
+        grid_workspace: 0,
     };
     let mut rows = vec![Row([0xdead_beef; LANES]); cx.next_row as usize];
     let mut preds = vec![0u32; usize::from(cx.next_pred)];

@@ -1,8 +1,8 @@
 //! The attributes of the emulated device: an H100 SXM5 80GB, with two differences.
 //!
 //! * Fewer SMs (`BIRDIE_EMU_SMS`), so that persistent kernels do not start 132 blocks on a CPU.
-//! * What the emulator does not offer is 0 here, also where the real device has it: virtual memory management, sharing between
-//!   processes, multicast objects, sparse and mapped arrays, access to pageable memory.
+//! * What the emulator does not offer is 0 here, also where the real device has it: interprocess handles of allocations and events,
+//!   multicast objects, sparse and mapped arrays, access to pageable memory.
 
 /// The value of a `CUdevice_attribute`; `None` where there is none of that number.
 pub fn value(which: u32, ordinal: u32, sms: u32) -> Option<i32> {
@@ -85,7 +85,9 @@ pub fn value(which: u32, ordinal: u32, sms: u32) -> Option<i32> {
         97 => 232_448, // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
         98 => 0,      // CAN_FLUSH_REMOTE_WRITES
         99 => 1,      // HOST_REGISTER_SUPPORTED
-        100..=105 => 0, // host page tables, direct managed access, virtual memory, shareable handles
+        100 | 101 => 0, // host page tables, direct managed access
+        102 | 103 => 1, // VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED
+        104 | 105 => 0, // shareable handles of Windows
         106 => 32,      // MAX_BLOCKS_PER_MULTIPROCESSOR
         107 => 0,       // GENERIC_COMPRESSION_SUPPORTED
         108 => 32_768_000, // MAX_PERSISTING_L2_CACHE_SIZE

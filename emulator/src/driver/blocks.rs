@@ -181,6 +181,9 @@ impl State {
         if self.host_block(address).is_some() {
             return Kind::Host;
         }
+        if self.mapping(address).is_some() {
+            return Kind::Device;
+        }
         // The arenas also hold the variables of modules, which have no owner in the tables.
         let on_device = self
             .gpus

@@ -69,6 +69,7 @@ impl State {
                 kernel,
                 config,
                 parameters,
+                cooperative: false,
             }),
             KernelExtra { function },
         ))

@@ -223,6 +223,7 @@ unsafe fn launch(
         kernel,
         config,
         parameters: block,
+        cooperative: configuration.cooperative,
     };
     guard.submit(stream, Work::Kernel(Arc::new(call)))?;
     for &event in events {

@@ -107,9 +107,11 @@ pub unsafe fn info(free: *mut usize, total: *mut usize) -> Outcome {
 pub unsafe fn address_range(base: *mut u64, bytes: *mut usize, address: u64) -> Outcome {
     let guard = state::lock()?;
     guard.healthy()?;
+    let mapping = guard.mapping(address);
     let found = match (guard.block(address), guard.host_block(address)) {
         (Some((start, block)), _) => Some((start, block.bytes)),
         (_, Some((start, block))) => Some((start, block.bytes)),
+        _ if mapping.is_some() => mapping.map(|(start, mapping)| (start, mapping.bytes)),
         _ => guard
             .gpus
             .iter()
@@ -330,6 +332,18 @@ fn pointer_attribute(guard: &Guard, which: u32, address: u64) -> Outcome<Option<
         id: u64,
         host: Option<HostKind>,
         pool: Handle,
+        handle_types: u32,
+    }
+    if guard.mapping(address).is_none()
+        && let Some((start, bytes)) = guard.reservation(address)
+    {
+        // Addresses without memory.
+        return match which {
+            attribute::MAPPED => Ok(Some((0, 4))),
+            attribute::RANGE_START => Ok(Some((start, 8))),
+            attribute::RANGE_SIZE => Ok(Some((bytes, 8))),
+            _ => Ok(None),
+        };
     }
     let known = if let Some((start, block)) = guard.host_block(address) {
         Known {
@@ -340,6 +354,7 @@ fn pointer_attribute(guard: &Guard, which: u32, address: u64) -> Outcome<Option<
             id: block.id,
             host: Some(block.kind),
             pool: 0,
+            handle_types: 0,
         }
     } else if let Some((start, block)) = guard.block(address) {
         Known {
@@ -350,6 +365,20 @@ fn pointer_attribute(guard: &Guard, which: u32, address: u64) -> Outcome<Option<
             id: block.id,
             host: None,
             pool: block.pool.unwrap_or(0),
+            handle_types: 0,
+        }
+    } else if let Some((start, mapping)) = guard.mapping(address)
+        && let Some(memory) = guard.memories.get(&mapping.memory)
+    {
+        Known {
+            context: guard.gpus[memory.gpu].primary.unwrap_or(0),
+            gpu: memory.gpu,
+            start,
+            bytes: mapping.bytes,
+            id: mapping.id,
+            host: None,
+            pool: 0,
+            handle_types: memory.properties.handle_types,
         }
     } else {
         // A variable of a module has no owner in the tables, but it is device memory.
@@ -368,6 +397,7 @@ fn pointer_attribute(guard: &Guard, which: u32, address: u64) -> Outcome<Option<
             id: start,
             host: None,
             pool: 0,
+            handle_types: 0,
         }
     };
     let managed = known.host == Some(HostKind::Managed);
@@ -388,7 +418,7 @@ fn pointer_attribute(guard: &Guard, which: u32, address: u64) -> Outcome<Option<
         attribute::RANGE_START => (known.start, 8),
         attribute::RANGE_SIZE => (known.bytes, 8),
         attribute::MAPPED => (1, 4),
-        attribute::ALLOWED_HANDLE_TYPES => (0, 8),
+        attribute::ALLOWED_HANDLE_TYPES => (known.handle_types.into(), 8),
         attribute::ACCESS_FLAGS => (3, 4),
         attribute::MEMPOOL => (known.pool, 8),
         _ => return Code::INVALID_VALUE.fail(format!("no pointer attribute {which}")),

@@ -227,6 +227,32 @@ fn version(statement: &str) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, digits.parse().ok()?))
 }
 
+/// The text with a limit on the registers of its kernels. Those that say themselves how many registers they may have, by `.maxnreg` or by launch
+/// bounds, keep that, as they do with a real compiler.
+pub fn limit_registers(text: &str, limit: u32) -> String {
+    const OWN: [&str; 4] = [".maxnreg", ".maxntid", ".reqntid", ".minnctapersm"];
+    let mut out = String::with_capacity(text.len() + 64);
+    let mut done = 0;
+    for s in statements(text).iter().filter(|s| s.kind == Kind::Function) {
+        let start = s.text.as_ptr() as usize - text.as_ptr() as usize;
+        let all = tokens(s.text);
+        let Some(body) = all.iter().position(|t| t.1 == "{") else {
+            continue;
+        };
+        let head = &all[..body];
+        let has = |wanted: &str| head.iter().any(|t| t.1 == wanted);
+        if has(".entry") && !OWN.iter().any(|own| has(own)) {
+            let at = start + all[body].0;
+            out.push_str(&text[done..at]);
+            // On the line of the body, so that lines keep their numbers.
+            out.push_str(&format!(".maxnreg {limit} "));
+            done = at;
+        }
+    }
+    out.push_str(&text[done..]);
+    out
+}
+
 /// One text of all; the error is one line.
 pub fn merge(inputs: &[String]) -> Result<String, String> {
     let texts: Vec<Vec<Statement>> = inputs.iter().map(|text| statements(text)).collect();
@@ -356,6 +382,20 @@ mod tests {
                 (Kind::Other, Linkage::Local, String::new()),
             ]
         );
+    }
+
+    #[test]
+    fn registers_are_limited_where_a_kernel_does_not_say_itself() {
+        let text = format!(
+            "{HEAD}.func f() {{ ret; }}\n.visible .entry a(.param .u32 x)\n{{ {{ ret; }} }}\n.entry b() .maxntid 64, 1, 1\n{{ ret; }}"
+        );
+        let limited = limit_registers(&text, 40);
+        assert_eq!(
+            limited,
+            text.replace("x)\n{ {", "x)\n.maxnreg 40 { {"),
+            "{limited}"
+        );
+        assert_ne!(limited, text);
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! | `state.rs` | all tables of handles, behind one lock |
 //! | `queue.rs`, `work.rs`, `run.rs` | streams: what waits, what it does, getting it done |
 //! | `capture.rs`, `graph*.rs`, `user_objects.rs` | graphs |
-//! | `blocks.rs`, `memory.rs`, `copy.rs` | memory |
+//! | `blocks.rs`, `memory.rs`, `virtual_memory.rs`, `copy.rs` | memory |
 //! | `module.rs`, `function.rs`, `launch.rs`, `link.rs`, `merge.rs` | programs |
 //! | `files.rs`, `observe.rs` | counts and traces of launches: as files, and for a program that asks |
 //! | `context.rs`, `device.rs`, `attributes.rs`, `stream.rs`, `tensor.rs` | the rest, by object |
@@ -62,6 +62,7 @@ mod table;
 mod tensor;
 pub mod types;
 mod user_objects;
+pub mod virtual_memory;
 mod work;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

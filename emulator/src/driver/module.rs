@@ -210,27 +210,34 @@ fn load_error(error: LoadError) -> Error {
     }
 }
 
-/// `CU_JIT_*` options that carry something back to the caller.
-struct JitLog {
+/// The `CU_JIT_*` options that have a meaning here.
+#[derive(Default)]
+pub struct JitOptions {
+    /// Registers of a thread at most.
+    pub max_registers: Option<u32>,
+    /// Where the error log goes, and how many bytes there are.
     buffer: Option<(u64, usize)>,
-    size_slot: Option<*mut u64>,
+    /// Address of the element of the caller's values that the length of the error log is written to.
+    size_slot: Option<u64>,
 }
 
+const JIT_MAX_REGISTERS: u32 = 0;
+const JIT_INFO_LOG_SIZE: u32 = 4;
 const JIT_ERROR_LOG_BUFFER: u32 = 5;
 const JIT_ERROR_LOG_SIZE: u32 = 6;
-const JIT_INFO_LOG_SIZE: u32 = 4;
 
-/// Reads the options of a load. Those that steer code generation have nothing to steer.
+/// Reads the options of a load or of a link. Others that steer code generation have nothing to steer.
 ///
 /// # Safety
-/// Both arrays have `count` elements; the values are what the options ask for.
-unsafe fn jit_log(count: u32, options: *const u32, values: *mut u64) -> Outcome<JitLog> {
-    let mut log = JitLog {
-        buffer: None,
-        size_slot: None,
-    };
+/// Both arrays have `count` elements; the values are what the options ask for, and stay where they are as long as the result is used.
+pub unsafe fn jit_options(
+    count: u32,
+    options: *const u32,
+    values: *mut u64,
+) -> Outcome<JitOptions> {
+    let mut out = JitOptions::default();
     if count == 0 {
-        return Ok(log);
+        return Ok(out);
     }
     if options.is_null() || values.is_null() {
         return Code::INVALID_VALUE.fail(format!("{count} JIT options, but a null pointer"));
@@ -240,12 +247,16 @@ unsafe fn jit_log(count: u32, options: *const u32, values: *mut u64) -> Outcome<
         // SAFETY: by the contract of this function.
         let (option, slot) = unsafe { (*options.add(index), values.add(index)) };
         match option {
+            JIT_MAX_REGISTERS => {
+                // SAFETY: as above. The value is 32 bits wide; the rest of the pointer may be anything. 0 is no limit.
+                out.max_registers = Some(unsafe { *slot } as u32).filter(|&limit| limit > 0);
+            }
             // SAFETY: as above.
             JIT_ERROR_LOG_BUFFER => buffer = unsafe { *slot },
             JIT_ERROR_LOG_SIZE => {
-                // SAFETY: as above. The value is 32 bits wide; the rest of the pointer may be anything.
+                // SAFETY: as above, 32 bits wide.
                 size = unsafe { *slot } as u32 as usize;
-                log.size_slot = Some(slot);
+                out.size_slot = Some(slot as u64);
             }
             // SAFETY: as above. Nothing is ever written to the information log.
             JIT_INFO_LOG_SIZE => unsafe { *slot = 0 },
@@ -253,14 +264,14 @@ unsafe fn jit_log(count: u32, options: *const u32, values: *mut u64) -> Outcome<
         }
     }
     if buffer != 0 && size > 0 {
-        log.buffer = Some((buffer, size));
+        out.buffer = Some((buffer, size));
     }
-    Ok(log)
+    Ok(out)
 }
 
-impl JitLog {
+impl JitOptions {
     /// Hands the reason of a failure to the caller.
-    fn write(&self, text: &str) {
+    pub fn write(&self, text: &str) {
         let mut written = 0;
         if let Some((buffer, size)) = self.buffer {
             written = text.len().min(size - 1);
@@ -272,7 +283,15 @@ impl JitLog {
         }
         if let Some(slot) = self.size_slot {
             // SAFETY: an element of the array of values.
-            unsafe { *slot = written as u64 };
+            unsafe { *(slot as *mut u64) = written as u64 };
+        }
+    }
+
+    /// The text with the limit on registers in it.
+    pub fn applied(&self, ptx: String) -> String {
+        match self.max_registers {
+            Some(limit) => super::merge::limit_registers(&ptx, limit),
+            None => ptx,
         }
     }
 }
@@ -293,11 +312,12 @@ pub unsafe fn load_data_ex(
         return Code::INVALID_VALUE.fail("no place for the module");
     }
     // SAFETY: the caller's promise.
-    let log = unsafe { jit_log(count, options, values) }?;
+    let log = unsafe { jit_options(count, options, values) }?;
     let mut guard = state::lock()?;
     let context = guard.healthy()?;
     // SAFETY: the caller's promise.
-    let loaded = unsafe { ptx_of_image(image) }.and_then(|ptx| guard.load(context, &ptx));
+    let loaded =
+        unsafe { ptx_of_image(image) }.and_then(|ptx| guard.load(context, &log.applied(ptx)));
     match loaded {
         Ok(module) => {
             log.write("");
@@ -437,10 +457,10 @@ pub unsafe fn library_load_data(
         return Code::INVALID_VALUE.fail("no place for the library");
     }
     // SAFETY: the caller's promise.
-    let log = unsafe { jit_log(jit_count, jit_options, jit_values) }?;
+    let log = unsafe { self::jit_options(jit_count, jit_options, jit_values) }?;
     let mut guard = state::lock()?;
     // SAFETY: the caller's promise.
-    let made = unsafe { ptx_of_image(image) }.and_then(|ptx| guard.new_library(ptx));
+    let made = unsafe { ptx_of_image(image) }.and_then(|ptx| guard.new_library(log.applied(ptx)));
     match made {
         Ok(library) => put(out, library),
         Err(error) => {

@@ -48,6 +48,11 @@ pub struct State {
     pub blocks: BTreeMap<u64, Block>,
     /// Pinned, registered and managed host memory by address.
     pub host_blocks: BTreeMap<u64, HostBlock>,
+    /// Memory without an address (`cuMemCreate`), and ranges of addresses by their start.
+    pub memories: HashMap<Handle, super::virtual_memory::Memory>,
+    pub reservations: BTreeMap<u64, super::virtual_memory::Reservation>,
+    /// Reservations so far, for their names.
+    pub reservations_made: u64,
     pub queue: Queue,
     /// Allocations so far, for their names.
     pub allocations: u64,
@@ -256,6 +261,9 @@ impl State {
             pools: HashMap::new(),
             blocks: BTreeMap::new(),
             host_blocks: BTreeMap::new(),
+            memories: HashMap::new(),
+            reservations: BTreeMap::new(),
+            reservations_made: 0,
             allocations: 0,
             next: 0x00b1_0000,
             config,

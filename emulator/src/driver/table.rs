@@ -156,6 +156,19 @@ macro_rules! driver_functions {
             memory::pool_trim, (pool: u64, keep: usize), [cuMemPoolTrimTo], [];
             memory::pool_set_access, (pool: u64, descriptions: *const [i32; 3], count: usize), [cuMemPoolSetAccess], [];
             memory::pool_get_access, (out: *mut u32, pool: u64, location: *const [i32; 2]), [cuMemPoolGetAccess], [];
+            virtual_memory::reserve, (out: *mut u64, bytes: usize, align: usize, hint: u64, flags: u64), [cuMemAddressReserve], [];
+            virtual_memory::release_range, (address: u64, bytes: usize), [cuMemAddressFree], [];
+            virtual_memory::granularity, (out: *mut usize, properties: *const virtual_memory::Properties, option: u32), [cuMemGetAllocationGranularity], [];
+            virtual_memory::create, (out: *mut u64, bytes: usize, properties: *const virtual_memory::Properties, flags: u64), [cuMemCreate], [];
+            virtual_memory::release, (handle: u64), [cuMemRelease], [];
+            virtual_memory::properties, (out: *mut virtual_memory::Properties, handle: u64), [cuMemGetAllocationPropertiesFromHandle], [];
+            virtual_memory::retain, (out: *mut u64, address: u64), [cuMemRetainAllocationHandle], [];
+            virtual_memory::map, (address: u64, bytes: usize, offset: usize, handle: u64, flags: u64), [cuMemMap], [];
+            virtual_memory::unmap_range, (address: u64, bytes: usize), [cuMemUnmap], [];
+            virtual_memory::set_access, (address: u64, bytes: usize, wanted: *const virtual_memory::Access, count: usize), [cuMemSetAccess], [];
+            virtual_memory::get_access, (out: *mut u64, location: *const [i32; 2], address: u64), [cuMemGetAccess], [];
+            virtual_memory::export, (out: *mut i32, handle: u64, kind: u32, flags: u64), [cuMemExportToShareableHandle], [];
+            virtual_memory::import, (out: *mut u64, descriptor: u64, kind: u32), [cuMemImportFromShareableHandle], [];
             copy::htod, (destination: u64, source: u64, bytes: usize), [cuMemcpyHtoD_v2 cuMemcpyHtoD], [cuMemcpyHtoD_v2_ptds];
             copy::dtoh, (destination: u64, source: u64, bytes: usize), [cuMemcpyDtoH_v2 cuMemcpyDtoH], [cuMemcpyDtoH_v2_ptds];
             copy::dtod, (destination: u64, source: u64, bytes: usize), [cuMemcpyDtoD_v2 cuMemcpyDtoD], [cuMemcpyDtoD_v2_ptds];
@@ -326,15 +339,15 @@ macro_rules! driver_unsupported {
             cuImportExternalMemory cuImportExternalSemaphore cuIpcCloseMemHandle cuIpcGetEventHandle cuIpcGetMemHandle
             cuIpcOpenEventHandle cuIpcOpenMemHandle cuIpcOpenMemHandle_v2 cuLaunch cuLaunchCooperativeKernelMultiDevice
             cuLaunchGrid cuLaunchGridAsync cuLibraryGetUnifiedFunction cuLogsCurrent cuLogsDumpToFile cuLogsDumpToMemory
-            cuLogsRegisterCallback cuLogsUnregisterCallback cuMemAddressFree cuMemAddressReserve
-            cuMemBatchDecompressAsync cuMemBatchDecompressAsync_ptsz cuMemCreate cuMemDiscardAndPrefetchBatchAsync
+            cuLogsRegisterCallback cuLogsUnregisterCallback
+            cuMemBatchDecompressAsync cuMemBatchDecompressAsync_ptsz cuMemDiscardAndPrefetchBatchAsync
             cuMemDiscardAndPrefetchBatchAsync_ptsz cuMemDiscardBatchAsync cuMemDiscardBatchAsync_ptsz
-            cuMemExportToShareableHandle cuMemGetAccess cuMemGetAllocationGranularity
-            cuMemGetAllocationPropertiesFromHandle cuMemGetDefaultMemPool cuMemGetHandleForAddressRange cuMemGetMemPool
-            cuMemImportFromShareableHandle cuMemMap cuMemMapArrayAsync cuMemMapArrayAsync_ptsz cuMemPoolExportPointer
+
+            cuMemGetDefaultMemPool cuMemGetHandleForAddressRange cuMemGetMemPool
+            cuMemMapArrayAsync cuMemMapArrayAsync_ptsz cuMemPoolExportPointer
             cuMemPoolExportToShareableHandle cuMemPoolImportFromShareableHandle cuMemPoolImportPointer
             cuMemPrefetchBatchAsync cuMemPrefetchBatchAsync_ptsz cuMemRangeGetAttribute cuMemRangeGetAttributes
-            cuMemRelease cuMemRetainAllocationHandle cuMemSetAccess cuMemSetMemPool cuMemUnmap cuMemcpy3DBatchAsync
+            cuMemSetMemPool cuMemcpy3DBatchAsync
             cuMemcpy3DBatchAsync_ptsz cuMemcpy3DBatchAsync_v2 cuMemcpy3DBatchAsync_v2_ptsz cuMemcpyAtoA cuMemcpyAtoA_v2
             cuMemcpyAtoA_v2_ptds cuMemcpyAtoD cuMemcpyAtoD_v2 cuMemcpyAtoD_v2_ptds cuMemcpyAtoH cuMemcpyAtoHAsync
             cuMemcpyAtoHAsync_v2 cuMemcpyAtoHAsync_v2_ptsz cuMemcpyAtoH_v2 cuMemcpyAtoH_v2_ptds cuMemcpyBatchAsync
@@ -396,7 +409,7 @@ pub mod ffi {
     use super::not_supported;
     use crate::driver::{
         boundary, capture, context, copy, device, function, graph_api, graph_nodes, launch, link,
-        memory, module, process, stream, tensor, types, user_objects,
+        memory, module, process, stream, tensor, types, user_objects, virtual_memory,
     };
 
     driver_functions!(define_functions);

@@ -45,6 +45,8 @@ pub struct KernelCall {
     pub kernel: Arc<Kernel>,
     pub config: LaunchConfig,
     pub parameters: Vec<u8>,
+    /// The whole grid is resident and has a workspace for its barrier.
+    pub cooperative: bool,
 }
 
 /// A copy of `depth` slices of `height` rows of `width` bytes.
@@ -299,8 +301,24 @@ pub fn execute(work: &Work, device: &Device) -> Ended {
                     .load(Ordering::Relaxed)
                     .wrapping_mul(0x9e37_79b9_7f4a_7c15);
             let mut observed = Observation::default();
-            let result =
-                device.launch_observed(program, call.config, &call.parameters, seed, &mut observed);
+            let workspace = match call.cooperative.then(|| device.grid_workspace()) {
+                None => 0,
+                Some(Some(address)) => address,
+                Some(None) => {
+                    return Ended::Refused(Code::OUT_OF_MEMORY.because(format!(
+                        "kernel {}: the device is full, and a cooperative grid needs a workspace",
+                        call.kernel.name
+                    )));
+                }
+            };
+            let result = device.launch_observed(
+                program,
+                call.config,
+                &call.parameters,
+                seed,
+                workspace,
+                &mut observed,
+            );
             files::write(device, program, &call.config, &observed, &result);
             print(&device.take_output());
             match result {

@@ -218,6 +218,8 @@ fn special(s: Special, launch: &Launch, place: &Place, warp: u32, lane: u32) -> 
         SmId => place.sm,
         NsmId => launch.device.settings.sm_count,
         GridId => launch.grid_id as u32,
+        GridWorkspaceHigh => (launch.grid_workspace >> 32) as u32,
+        GridWorkspaceLow => launch.grid_workspace as u32,
         ClusterIdX => place.clusterid[0],
         ClusterIdY => place.clusterid[1],
         ClusterIdZ => place.clusterid[2],

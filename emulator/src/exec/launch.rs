@@ -33,7 +33,12 @@ impl Program {
     pub fn registers_per_thread(&self) -> u32 {
         let b = &self.bounds;
         if let Some(n) = b.maxnreg {
-            return n.clamp(16, 255);
+            // A limit, which is met exactly where `setmaxnreg` shares out what it leaves.
+            let needs = match self.most_registers {
+                None => (self.registers + 8).next_multiple_of(8),
+                Some(_) => n,
+            };
+            return n.min(needs).clamp(16, 255);
         }
         let cap = b.maxntid.or(b.reqntid).map_or(255, |n| {
             let threads = n.iter().product::<u32>().max(1).next_multiple_of(128);
@@ -237,18 +242,20 @@ impl Device {
         seed: u64,
     ) -> Result<LaunchReport, LaunchError> {
         let mut observed = Observation::default();
-        let mut report = self.launch_observed(program, config, params, seed, &mut observed)?;
+        let mut report = self.launch_observed(program, config, params, seed, 0, &mut observed)?;
         report.counters = observed.counters;
         Ok(report)
     }
 
-    /// The same; what is counted and traced goes to `observed`, also when the launch fails.
+    /// The same; what is counted and traced goes to `observed`, also when the launch fails. A cooperative grid has a
+    /// workspace ([`Device::grid_workspace`]), any other has 0.
     pub fn launch_observed(
         &self,
         program: &Program,
         config: LaunchConfig,
         params: &[u8],
         seed: u64,
+        grid_workspace: u64,
         observed: &mut Observation,
     ) -> Result<LaunchReport, LaunchError> {
         let mut config = config;
@@ -276,6 +283,7 @@ impl Device {
             policy: self.settings.policy,
             checks: self.settings.checks,
             grid_id: self.launches.fetch_add(1, Ordering::Relaxed) + 1,
+            grid_workspace,
         };
         let result = launch.run(observed);
         self.memory.free(block);

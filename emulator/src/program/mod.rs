@@ -177,6 +177,9 @@ pub enum Special {
     SmId,
     NsmId,
     GridId,
+    /// `%envreg1` and `%envreg2`: where drivers put the workspace of a cooperative grid.
+    GridWorkspaceHigh,
+    GridWorkspaceLow,
     ClusterIdX,
     ClusterIdY,
     ClusterIdZ,

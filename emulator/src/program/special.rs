@@ -26,6 +26,8 @@ impl Special {
             "smid" => SmId,
             "nsmid" => NsmId,
             "gridid" => GridId,
+            "envreg1" => GridWorkspaceHigh,
+            "envreg2" => GridWorkspaceLow,
             "clusterid.x" => ClusterIdX,
             "clusterid.y" => ClusterIdY,
             "clusterid.z" => ClusterIdZ,

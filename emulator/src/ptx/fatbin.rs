@@ -104,6 +104,16 @@ pub fn for_hopper(entries: Vec<PtxEntry>) -> Option<PtxEntry> {
         .max_by_key(|e| e.arch)
 }
 
+/// The texts to run on an H100 of all fatbins that lie somewhere in a file: an object of nvcc has them in sections of their own.
+pub fn embedded(bytes: &[u8]) -> Vec<String> {
+    (0..bytes.len())
+        .step_by(8)
+        .filter(|&at| u32_at(bytes, at) == Some(MAGIC))
+        .filter_map(|at| for_hopper(entries(&bytes[at..]).ok()?))
+        .map(|entry| entry.text)
+        .collect()
+}
+
 /// Text up to the first NUL that can be PTX: UTF-8 without control characters.
 fn text(bytes: &[u8]) -> Option<String> {
     let text = bytes.split(|&b| b == 0).next()?;
