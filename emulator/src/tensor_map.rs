@@ -218,6 +218,10 @@ impl L2Promotion {
     }
 }
 
+/// Every 16 bits of an element outside of the tensor with NaN fill. NVIDIA documents only that it is a special one; this is what others
+/// have measured on devices. Arithmetic gives 0x7fff for its NaNs, so that `fma.oob` can tell the two apart.
+pub const OOB_NAN: u16 = 0x7ff7;
+
 /// `CUtensorMapFloatOOBfill`: what a load writes for elements outside the tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]

@@ -1,6 +1,8 @@
 //! mma.sp and wgmma.mma_async.sp through whole kernels, against sums in f64. The test writes the PTX; values, fragments and metadata are
 //! placed as the figures of the PTX ISA say, element by element.
 mod common;
+use birdie_emulator::check::FindingKind;
+use birdie_emulator::device::{Fault, LaunchError};
 use common::*;
 
 /// Small deterministic generator for test data.
@@ -61,6 +63,12 @@ const E5M2: Type = Type {
 const S8: Type = Type {
     name: "s8",
     bits: 8,
+    encode: |v| v as u32 & 0xff,
+};
+const U8: Type = Type {
+    name: "u8",
+    bits: 8,
+    // Of the small integers only the bits count: -3 is 253.
     encode: |v| v as u32 & 0xff,
 };
 const S4: Type = Type {
@@ -165,6 +173,21 @@ fn fragment(ty: Type, rows: &[Vec<i32>]) -> Vec<u32> {
         .collect()
 }
 
+/// The value that a small integer has as an element of the type.
+fn value(ty: Type, v: i32) -> f64 {
+    f64::from(if ty.name == "u8" { v & 0xff } else { v })
+}
+
+fn half(bits: u32) -> f64 {
+    let (e, m) = ((bits >> 10 & 31) as i32, f64::from(bits & 1023));
+    let v = if e == 0 {
+        m * 2f64.powi(-24)
+    } else {
+        (m + 1024.0) * 2f64.powi(e - 25)
+    };
+    if bits >> 15 & 1 == 1 { -v } else { v }
+}
+
 fn result(name: &str, bits: u32) -> f64 {
     match name {
         "s32" => f64::from(bits as i32),
@@ -256,12 +279,91 @@ fn core_matrices(ty: Type, rows: &[Vec<i32>]) -> Vec<u32> {
     out
 }
 
-fn wgmma(r: &mut Lcg, ty: Type, d: &str, n: usize, selector: usize, a_in_registers: bool) {
+/// How B lies in shared memory.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Layout {
+    /// Rows along K, core matrices of 8 x 16 bytes.
+    K,
+    /// Rows along K of 64 or 128 bytes, swizzled as wide as they are.
+    Swizzled(u32),
+    /// Rows along N, 8 k by 8 elements after each other.
+    Mn,
+}
+
+/// A wgmma of a compressed A.
+#[derive(Debug, Clone, Copy)]
+struct Product {
+    n: usize,
+    selector: usize,
+    a_in_registers: bool,
+    layout: Layout,
+    /// scale-d: 3 is in every accumulator before.
+    keep: bool,
+    negate: [bool; 2],
+}
+
+impl Product {
+    fn new(n: usize, selector: usize, a_in_registers: bool) -> Self {
+        Product {
+            n,
+            selector,
+            a_in_registers,
+            layout: Layout::K,
+            keep: false,
+            negate: [false; 2],
+        }
+    }
+}
+
+/// Words of B, its leading and stride byte offsets, and the descriptor's mode.
+fn place_b(layout: Layout, ty: Type, b: &[Vec<i32>]) -> (Vec<u32>, u64, u64, u64) {
+    let k = b[0].len();
+    match layout {
+        Layout::K => (core_matrices(ty, b), 128, 512, 0),
+        Layout::Mn => {
+            // Along N first: piece after piece of 8 columns, then the next 8 k.
+            let mut out = vec![];
+            for ks in (0..k).step_by(8) {
+                for columns in b.chunks(8) {
+                    for k in ks..ks + 8 {
+                        let row: Vec<i32> = columns.iter().map(|c| c[k]).collect();
+                        out.extend((0..4).map(|w| packed(ty, &row, 2 * w)));
+                    }
+                }
+            }
+            (out, b.len() as u64 * 16, 128, 0)
+        }
+        Layout::Swizzled(width) => {
+            let per = 128 / ty.bits;
+            let mut out = vec![0; b.len() * width as usize / 4];
+            for (row, values) in b.iter().enumerate() {
+                for piece in 0..k / per {
+                    let linear = row as u32 * width + 16 * piece as u32;
+                    // The buffer is aligned to 1024 bytes.
+                    let at = linear ^ (linear >> 7 & (width / 16 - 1)) << 4;
+                    for w in 0..4 {
+                        out[at as usize / 4 + w] = packed(ty, values, piece * per + w * per / 4);
+                    }
+                }
+            }
+            (
+                out,
+                16,
+                8 * u64::from(width),
+                if width == 128 { 1 } else { 2 },
+            )
+        }
+    }
+}
+
+fn wgmma(r: &mut Lcg, [ta, tb]: [Type; 2], d: &str, p: Product) {
+    let (n, ty, selector) = (p.n, ta, p.selector);
     let k = 512 / ty.bits;
     let a = sparse(r, 64, k, ty);
     let b = dense(r, n, k);
     let mut input = core_matrices(ty, &a.stored);
-    input.extend(core_matrices(ty, &b));
+    let (words, leading, stride, mode) = place_b(p.layout, tb, &b);
+    input.extend(words);
     let shared = input.len();
     // Per warp: the metadata, then the fragment of A.
     for w in 0..4 {
@@ -269,19 +371,30 @@ fn wgmma(r: &mut Lcg, ty: Type, d: &str, n: usize, selector: usize, a_in_registe
         input.extend(metadata(ty, k, selector, &a.metadata[rows.clone()]));
         input.extend(fragment(ty, &a.stored[rows]));
     }
-    let planes = n / 2;
+    let planes = if d == "f16" { n / 4 } else { n / 2 };
     let names: Vec<_> = (0..planes).map(|i| format!("%d{i}")).collect();
-    let kind = if d == "s32" { "b32" } else { "f32" };
+    let kind = if d == "f32" { "f32" } else { "b32" };
     let stores: String = (0..planes)
         .map(|i| format!("st.global.{kind} [%o+{}],%d{i};\n", 512 * i))
         .collect();
-    let scales = match (ty.bits, d, a_in_registers) {
-        (_, "s32", _) => "",
-        (16, _, false) => ",1,1,0,0",
-        (16, _, true) => ",1,1,0",
-        _ => ",1,1",
+    let three = match d {
+        "s32" => "3",
+        "f16" => "0x42004200",
+        _ => "0f40400000",
     };
-    let a_operand = if a_in_registers {
+    let preset: String = (0..planes)
+        .map(|i| format!("mov.{kind} %d{i},{three};\n"))
+        .collect();
+    let sign = |negate: bool| if negate { -1 } else { 1 };
+    let signs = format!(",{},{}", sign(p.negate[0]), sign(p.negate[1]));
+    let transposed = u32::from(p.layout == Layout::Mn);
+    let scales = match (ty.bits, d, p.a_in_registers) {
+        (_, "s32", _) => String::new(),
+        (16, _, false) => format!("{signs},0,{transposed}"),
+        (16, _, true) => format!("{signs},{transposed}"),
+        _ => signs,
+    };
+    let a_operand = if p.a_in_registers {
         "{%r1,%r2,%r3,%r4}"
     } else {
         "%da"
@@ -289,8 +402,10 @@ fn wgmma(r: &mut Lcg, ty: Type, d: &str, n: usize, selector: usize, a_in_registe
     let loads: String = (0..5)
         .map(|i| format!("ld.global.b32 %r{i},[%a+{}];\n", 4 * shared + 128 * i))
         .collect();
-    // Leading dimension 128 bytes; 8 rows further: 256 bytes of A, 512 of B.
-    let descriptor = |stride: u64| 8u64 << 16 | (stride >> 4) << 32;
+    // A: leading dimension 128 bytes, 8 rows further 256 bytes.
+    let descriptor = |leading: u64, stride: u64, mode: u64| {
+        (leading >> 4) << 16 | (stride >> 4) << 32 | mode << 62
+    };
     let body = format!(
         ".reg .b32 %r<8>,%t,%s,%y,%x,%z; .reg .{kind} %d<{planes}>; .reg .b64 %i,%o,%a,%da,%db; .reg .pred %p;
          .shared .align 1024 .b8 s[{bytes}]; mov.u32 %t,%tid.x; mov.u32 %s,s; ld.param.u64 %i,[in]; ld.param.u64 %o,[out]; mov.u32 %y,%t;
@@ -298,26 +413,44 @@ fn wgmma(r: &mut Lcg, ty: Type, d: &str, n: usize, selector: usize, a_in_registe
          mad.lo.u32 %z,%y,4,%s; st.shared.u32 [%z],%x; add.u32 %y,%y,128; bra C;
          D: fence.proxy.async.shared::cta; bar.sync 0; shr.u32 %x,%s,4; cvt.u64.u32 %da,%x; add.u64 %db,%da,{db}; add.u64 %da,%da,{da};
          shr.u32 %x,%t,5; and.b32 %y,%t,31; mad.lo.u32 %x,%x,160,%y; mul.wide.u32 %a,%x,4; add.u64 %a,%a,%i;
-         {loads}
+         {loads} {preset}
          wgmma.fence.sync.aligned;
-         wgmma.mma_async.sp.sync.aligned.m64n{n}k{k}.{d}.{t}.{t} {{{}}},{a_operand},%db,%r0,{selector},0{scales};
+         wgmma.mma_async.sp.sync.aligned.m64n{n}k{k}.{d}.{}.{} {{{}}},{a_operand},%db,%r0,{selector},{}{scales};
          wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0; mul.wide.u32 %a,%t,4; add.u64 %o,%o,%a; {stores}",
+        ta.name,
+        tb.name,
         names.join(","),
+        u32::from(p.keep),
         bytes = 4 * shared,
-        da = descriptor(256),
-        db = descriptor(512) + (2048 >> 4),
-        t = ty.name,
+        da = descriptor(128, 256, 0),
+        db = descriptor(leading, stride, mode) + (2048 >> 4),
     );
     let got = run_body(&body, 128, &input, planes * 128).unwrap();
-    for (i, bits) in got.iter().enumerate() {
-        let (e, thread) = (i / 128, i % 128);
-        let (w, l) = (thread / 32, thread % 32);
-        let row = 16 * w + l / 4 + 8 * (e / 2 % 2);
-        let column = 8 * (e / 4) + 2 * (l % 4) + e % 2;
-        let products = (0..k).map(|k| f64::from(a.full[row][k]) * f64::from(b[column][k]));
-        let want: f64 = products.sum();
-        let what = format!("{} n{n} selector {selector}", ty.name);
-        assert_eq!(result(d, *bits), want, "{what}: row {row} column {column}");
+    for row in 0..64 {
+        for column in 0..n {
+            let (w, g) = (row / 16, row % 16);
+            let lane = g % 8 * 4 + column % 8 / 2;
+            let found = if d == "f16" {
+                let plane = column / 8 * 2 + g / 8;
+                half(got[plane * 128 + 32 * w + lane] >> (16 * (column % 2)) & 0xffff)
+            } else {
+                let plane = column / 8 * 4 + g / 8 * 2 + column % 2;
+                result(d, got[plane * 128 + 32 * w + lane])
+            };
+            let products = (0..k).map(|k| value(ta, a.full[row][k]) * value(tb, b[column][k]));
+            let sum: f64 = products.sum();
+            let sum = if p.negate[0] != p.negate[1] {
+                -sum
+            } else {
+                sum
+            };
+            let want = sum + if p.keep { 3.0 } else { 0.0 };
+            assert_eq!(
+                found, want,
+                "{}.{}.{d} {p:?}: row {row} column {column}",
+                ta.name, tb.name
+            );
+        }
     }
 }
 
@@ -325,21 +458,160 @@ fn wgmma(r: &mut Lcg, ty: Type, d: &str, n: usize, selector: usize, a_in_registe
 fn every_type_and_selector_of_wgmma() {
     let mut r = Lcg(2);
     for a_in_registers in [false, true] {
-        for (ty, d, selectors) in [
-            (F16, "f32", 2),
-            (BF16, "f32", 2),
-            (TF32, "f32", 2),
-            (E4M3, "f32", 1),
-            (E5M2, "f32", 1),
-            (S8, "s32", 1),
+        for (types, d, selectors) in [
+            ([F16, F16], "f32", 2),
+            ([F16, F16], "f16", 2),
+            ([BF16, BF16], "f32", 2),
+            ([TF32, TF32], "f32", 2),
+            ([E4M3, E4M3], "f32", 1),
+            ([E4M3, E5M2], "f32", 1),
+            ([E5M2, E4M3], "f16", 1),
+            ([E5M2, E5M2], "f32", 1),
+            ([S8, S8], "s32", 1),
+            ([S8, U8], "s32", 1),
+            ([U8, S8], "s32", 1),
+            ([U8, U8], "s32", 1),
         ] {
             for selector in 0..selectors {
                 for n in [8, 24, 64] {
-                    wgmma(&mut r, ty, d, n, selector, a_in_registers);
+                    wgmma(&mut r, types, d, Product::new(n, selector, a_in_registers));
                 }
             }
         }
     }
+    wgmma(&mut r, [BF16, BF16], "f32", Product::new(256, 1, false));
+    wgmma(&mut r, [S8, S8], "s32", Product::new(256, 0, true));
+}
+
+#[test]
+fn accumulation_signs_and_layouts_of_wgmma() {
+    let mut r = Lcg(3);
+    for a_in_registers in [false, true] {
+        let plain = Product::new(40, 1, a_in_registers);
+        let last = Product {
+            selector: 0,
+            ..plain
+        };
+        let kept = Product {
+            keep: true,
+            negate: [true, false],
+            ..plain
+        };
+        wgmma(&mut r, [F16, F16], "f16", kept);
+        wgmma(
+            &mut r,
+            [TF32, TF32],
+            "f32",
+            Product {
+                negate: [false, true],
+                ..kept
+            },
+        );
+        wgmma(
+            &mut r,
+            [E4M3, E4M3],
+            "f32",
+            Product {
+                negate: [true, true],
+                ..kept
+            }
+            .at(0),
+        );
+        wgmma(
+            &mut r,
+            [S8, S8],
+            "s32",
+            Product {
+                keep: true,
+                n: 48,
+                ..last
+            },
+        );
+        for layout in [Layout::Swizzled(64), Layout::Swizzled(128)] {
+            wgmma(&mut r, [BF16, BF16], "f32", Product { layout, ..plain });
+            wgmma(&mut r, [TF32, TF32], "f32", Product { layout, ..plain });
+            wgmma(&mut r, [E5M2, E5M2], "f32", Product { layout, ..last });
+        }
+        wgmma(
+            &mut r,
+            [F16, F16],
+            "f32",
+            Product {
+                layout: Layout::Mn,
+                ..plain
+            },
+        );
+        wgmma(
+            &mut r,
+            [BF16, BF16],
+            "f32",
+            Product {
+                layout: Layout::Mn,
+                ..last
+            },
+        );
+    }
+}
+
+impl Product {
+    fn at(self, selector: usize) -> Self {
+        Product { selector, ..self }
+    }
+}
+
+/// Metadata that name the first two (code 4) or the last two (code 14) of every four elements, where only the first two are defined in B.
+#[test]
+fn only_what_the_metadata_name_has_to_be_defined() {
+    let undefined = |result: Result<Vec<u32>, LaunchError>| match result {
+        Err(LaunchError::Fault(Fault::Finding(f))) => {
+            assert_eq!(f.kind, FindingKind::Uninitialized, "{f:?}");
+            true
+        }
+        Err(e) => panic!("{e:?}"),
+        Ok(_) => false,
+    };
+    for (code, wrong) in [
+        ("0x44444444", false),
+        ("0xeeeeeeee", true),
+        ("0x44e44444", true),
+    ] {
+        // Two elements of 16 bits in a register: those of lanes with an odd number in their four are the last two of a chunk.
+        let body = format!(
+            ".reg .b32 %t,%q,%a,%b,%m; .reg .f32 %d<4>; .reg .pred %p; .reg .b64 %o; mov.u32 %t,%tid.x; ld.param.u64 %o,[out];
+             and.b32 %q,%t,1; setp.eq.u32 %p,%q,0; @%p mov.b32 %b,0x3f803f80; mov.b32 %a,0x3f803f80; mov.b32 %m,{code};
+             mov.f32 %d0,0f00000000; mov.f32 %d1,%d0; mov.f32 %d2,%d0; mov.f32 %d3,%d0;
+             mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.bf16.bf16.f32 {{%d0,%d1,%d2,%d3}},{{%a,%a,%a,%a}},{{%b,%b,%b,%b}},{{%d0,%d1,%d2,%d3}},%m,0;
+             mad.wide.u32 %o,%t,16,%o; st.global.v4.f32 [%o],{{%d0,%d1,%d2,%d3}};"
+        );
+        assert_eq!(
+            undefined(run_body(&body, 32, &[], 128)),
+            wrong,
+            "mma.sp {code}"
+        );
+        // The same in shared memory: every other word of B.
+        let body = format!(
+            ".reg .b32 %t,%s,%x,%y,%m; .reg .f32 %d<4>; .reg .pred %p; .reg .b64 %o,%da,%db; .shared .align 1024 .b8 s[2560];
+             mov.u32 %t,%tid.x; ld.param.u64 %o,[out]; mov.u32 %s,s; mov.b32 %y,0x3f803f80; mad.lo.u32 %x,%t,16,%s;
+             st.shared.v4.b32 [%x],{{%y,%y,%y,%y}}; mad.lo.u32 %x,%t,8,%s; setp.lt.u32 %p,%t,64; @%p st.shared.b32 [%x+2048],%y;
+             fence.proxy.async.shared::cta; bar.sync 0; mov.b32 %m,{code}; shr.u32 %x,%s,4; cvt.u64.u32 %da,%x;
+             add.u64 %db,%da,{}; add.u64 %da,%da,{}; wgmma.fence.sync.aligned;
+             wgmma.mma_async.sp.sync.aligned.m64n8k32.f32.bf16.bf16 {{%d0,%d1,%d2,%d3}},%da,%db,%m,0,0,1,1,0,0;
+             wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0; mad.wide.u32 %o,%t,16,%o; st.global.v4.f32 [%o],{{%d0,%d1,%d2,%d3}};",
+            (8u64 << 16 | 32 << 32) + (2048 >> 4),
+            8u64 << 16 | 16 << 32,
+        );
+        assert_eq!(
+            undefined(run_body(&body, 128, &[], 512)),
+            wrong,
+            "wgmma.sp {code}"
+        );
+    }
+    // Metadata that nobody has written.
+    let body = ".reg .b32 %t,%a,%m; .reg .f32 %d<4>; .reg .pred %p; .reg .b64 %o; mov.u32 %t,%tid.x; ld.param.u64 %o,[out]; mov.b32 %a,0;
+        setp.gt.u32 %p,%t,32; @%p mov.b32 %m,0x44444444; mov.f32 %d0,0f00000000;
+        mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.bf16.bf16.f32 {%d0,%d1,%d2,%d3},{%a,%a,%a,%a},{%a,%a,%a,%a},{%d0,%d0,%d0,%d0},%m,0;
+        mad.wide.u32 %o,%t,16,%o; st.global.f32 [%o],%d0;";
+    assert!(undefined(run_body(body, 32, &[], 128)));
 }
 
 #[test]

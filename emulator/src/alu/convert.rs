@@ -646,7 +646,12 @@ fn integer_to_float(cx: &mut LowerCx, i: &Instr, to: Ty, from: Ty, form: &Form) 
 
 fn float_to_float(cx: &mut LowerCx, i: &Instr, to: Ty, from: Ty, form: &Form) -> Result<bool> {
     let narrowing = bits(to) < bits(from) || (to != from && bits(to) == 16);
-    if form.mode.is_some() != narrowing && !(form.mode == Some(Mode::Nearest) && to == from) {
+    // ptxas takes conversions between the two halves without a mode (they round to nearest), and those from bf16 with one.
+    let either = from == Ty::BF16 && bits(to) > 16 || bits(from) == 16 && narrowing;
+    if form.mode.is_some() != narrowing
+        && !either
+        && !(form.mode == Some(Mode::Nearest) && to == from)
+    {
         return cx.unsupported(
             i,
             "a rounding mode is needed where precision is lost, and nowhere else",

@@ -2,7 +2,8 @@
 //!
 //! An operation computes in a wider format and rounds once: sums and differences in f32 (24 bits are two more than twice
 //! the 11 of f16, so rounding twice is harmless), products exactly in f64, fused products in f64 rounded to odd. Both
-//! halves of a packed pair go through the same function. NaN results are 0x7fff.
+//! halves of a packed pair go through the same function. NaN results are 0x7fff. The result of `fma.oob` is +0 where a factor is the NaN
+//! that tensor copies write outside of a tensor.
 
 use super::float::{self, Signed, minmax_flags};
 use super::lane::{Elem, Lane, Of, emit};
@@ -13,6 +14,7 @@ use crate::program::Class;
 use crate::program::lower::{LowerCx, Result};
 use crate::ptx::ast::{Instr, Ty};
 use crate::tensor::format::{bf16_to_f32, f16_to_f32, f32_to_f16};
+use crate::tensor_map::OOB_NAN;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct F16(pub u16);
@@ -222,6 +224,14 @@ half_ops! {
         let product = f64::from(read(a, imm)) * f64::from(read(b, imm));
         write(H::nearest64(rounding::add_odd(product, f64::from(read(c, imm)))), imm)
     }
+    FmaOob 3 <H>(a, b, c, imm) {
+        let outside = |v: H| v.bits16() & 0x7fff == OOB_NAN;
+        if outside(a) || outside(b) {
+            H::from_bits16(0)
+        } else {
+            Fma::apply(a, b, c, imm)
+        }
+    }
     Min 2 <H>(a, b, _c, imm) { float::minmax(a, b, imm, float::minimum) }
     Max 2 <H>(a, b, _c, imm) { float::minmax(a, b, imm, float::maximum) }
     Abs 1 <H>(a, _b, _c, imm) { H::from_bits16((if imm & FTZ != 0 { a.flush() } else { a }).bits16() & 0x7fff) }
@@ -266,6 +276,7 @@ pub(super) fn lower_shared(cx: &mut LowerCx, i: &Instr, ty: Ty) -> Result<bool> 
     }
     let rounded = m.take("rn");
     let approx = m.take("approx");
+    let oob = m.take("oob");
     let imm = flag(m.take("ftz"), FTZ) | flag(m.take("sat"), SAT) | flag(m.take("relu"), RELU);
     m.done(cx)?;
     let transcendental = matches!(opcode, "ex2" | "tanh");
@@ -282,6 +293,9 @@ pub(super) fn lower_shared(cx: &mut LowerCx, i: &Instr, ty: Ty) -> Result<bool> 
         ("tanh", _) | (_, true) => imm & FTZ != 0,
         _ => false,
     };
+    if oob && (opcode != "fma" || imm & (FTZ | SAT) != 0) {
+        return cx.unsupported(i, "`.oob` belongs to fma.rn.oob{.relu}");
+    }
     let sat_wrong = imm & SAT != 0 && (brain || !matches!(opcode, "add" | "sub" | "mul" | "fma"));
     if ftz_wrong || sat_wrong || imm & RELU != 0 && (opcode != "fma" || imm & SAT != 0) {
         return cx.unsupported(i, "`.ftz`, `.sat` or `.relu` does not fit this form");
@@ -290,6 +304,7 @@ pub(super) fn lower_shared(cx: &mut LowerCx, i: &Instr, ty: Ty) -> Result<bool> 
         "add" => emit_half::<Add>(cx, i, ty, Class::Half, imm),
         "sub" => emit_half::<Sub>(cx, i, ty, Class::Half, imm),
         "mul" => emit_half::<Mul>(cx, i, ty, Class::Half, imm),
+        "fma" if oob => emit_half::<FmaOob>(cx, i, ty, Class::Half, imm),
         "fma" => emit_half::<Fma>(cx, i, ty, Class::Half, imm),
         "abs" => emit_half::<Abs>(cx, i, ty, Class::Half, imm),
         "neg" => emit_half::<Neg>(cx, i, ty, Class::Half, imm),

@@ -32,7 +32,7 @@ mod logic;
 mod modifiers;
 mod mov;
 mod mufu;
-mod rounding;
+pub(crate) mod rounding;
 #[cfg(test)]
 mod tests;
 mod video;

@@ -11,6 +11,7 @@ use crate::program::{Class, Op};
 use crate::ptx::ast::{Instr, Operand, Ty};
 
 lane!(Copy<T: Elem>(a: T) -> T { a });
+lane!(Low32(a: u64) -> u32 { a as u32 });
 lane!(Join16(low: u16, high: u16) -> u32 { u32::from(low) | u32::from(high) << 16 });
 lane!(Join8(low: u8, high: u8) -> u16 { u16::from(low) | u16::from(high) << 8 });
 lane!(Join32(low: u32, high: u32) -> u64 { u64::from(low) | u64::from(high) << 32 });
@@ -192,9 +193,27 @@ pub(super) fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
         return Ok(false);
     }
     let mut m = Modifiers::new(i);
+    let vector = m.take("v4");
     let ty = m.ty(cx)?;
     m.done(cx)?;
     match &i.operands[..] {
+        [Operand::Vector(parts), Operand::Special(name)] if vector && parts.len() == 4 => {
+            // Coordinates; the fourth is 0.
+            for (part, letter) in parts.iter().zip(["x", "y", "z", "w"]) {
+                if *part != Operand::Sink {
+                    let component = Operand::Special(format!("{name}.{letter}").into());
+                    let operands = [part.clone(), component];
+                    emit_with::<Copy<u32>>(cx, i, Class::Move, 0, &operands)?;
+                }
+            }
+            Ok(true)
+        }
+        _ if vector => cx.unsupported(i, "`.v4` belongs to special registers"),
+        // %gridid had 32 bits once and may still be read so.
+        [d, Operand::Special(name)] if &**name == "%gridid" && bits(ty) == 32 => {
+            let operands = [d.clone(), Operand::Special(name.clone())];
+            emit_with::<Low32>(cx, i, Class::Move, 0, &operands)
+        }
         [_, Operand::Special(name)] if is_volatile(name) => Ok(false),
         [Operand::Vector(parts), a] => unpack(cx, i, bits(ty), parts, a),
         [d, Operand::Vector(parts)] => pack(cx, i, bits(ty), d, parts),

@@ -12,7 +12,7 @@
 
 /// Directions of rounding; `Away` is nearest with ties away from zero (`.rna`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mode {
+pub(crate) enum Mode {
     Nearest,
     Zero,
     Down,
@@ -253,7 +253,7 @@ pub(super) fn sqrt_f64(a: f64, mode: Mode) -> f64 {
     step(s, (-y).mul_add(y, x), mode)
 }
 
-pub(super) fn fma_f64(a: f64, b: f64, c: f64, mode: Mode) -> f64 {
+pub(crate) fn fma_f64(a: f64, b: f64, c: f64, mode: Mode) -> f64 {
     let s = a.mul_add(b, c);
     if mode == Mode::Nearest || !a.is_finite() || !b.is_finite() || !c.is_finite() {
         return s;

@@ -5,13 +5,23 @@
 //! of them for 32 B, two for 64 B, three for 128 B. So the pattern repeats every 256, 512 or 1024 bytes of the address
 //! space, not of the box.
 //!
-//! A box of an im2col map is a column of pixels: its rows are the channels of one pixel after the other, as a walk through the bounding
-//! box finds them (dimension 1 fastest, then 2 and 3, then the next image), each displaced by the filter's position.
+//! A box of an im2col map is a column of pixels: its rows are the channels of one pixel after the other (PTX ISA, "im2col mode"):
+//!
+//! * dimension 0 is C, the last is N, those between are W, H, D: W is dimension 1. Corners, offsets and steps stand in this order too;
+//!   the ISA names the spaces DHW, and its examples write coordinates from N to C. CUTLASS, which runs on devices, hands the driver
+//!   corners as W, H, D, the instruction coordinates as c, w, h, d, n and offsets as w, h, d.
+//! * the coordinates are where the filter's corner stands: it walks from the lower corner to size - 1 + upper corner of each dimension,
+//!   in steps of the traversal stride, W fastest, then H and D, and goes on in the next image, for as many pixels as the map says,
+//!   whatever the steps are. The coordinates have to lie within this bounding box, which is checked.
+//! * the element that is read is the position plus the offsets (which are below 2^16, 2^8 and 2^5 in one, two and three dimensions);
+//!   what is outside of the tensor, which includes all pixels after the last image, is filled.
 //!
 //! A row is partly or wholly outside of the tensor where a coordinate is negative or beyond its dimension. A load fills
 //! such elements (zero or NaN), a store leaves them out.
 
-use crate::tensor_map::{ElementType, Im2col, Interleave, MAX_RANK, OobFill, Swizzle, TensorMap};
+use crate::tensor_map::{
+    ElementType, Im2col, Interleave, MAX_RANK, OOB_NAN, OobFill, Swizzle, TensorMap,
+};
 
 /// Coordinates of the first element, innermost first.
 pub(super) type Coordinates = [i32; MAX_RANK];
@@ -169,6 +179,30 @@ fn pixels(
     Ok(())
 }
 
+/// What the ISA forbids about the place of an im2col box: a corner of the filter outside of the bounding box, offsets that do not fit.
+pub(super) fn misplaced(map: &TensorMap, start: &Coordinates) -> Option<String> {
+    let im2col = map.im2col.as_ref()?;
+    let images = map.rank - 2;
+    let most = [u16::MAX, 0xff, 0x1f][images - 1];
+    (1..=images).find_map(|d| {
+        let (low, upper) = (im2col.lower[d - 1], im2col.upper[d - 1]);
+        let high = map.dims[d] as i64 - 1 + i64::from(upper);
+        let (at, offset) = (start[d], im2col.offsets[d - 1]);
+        if !(i64::from(low)..=high).contains(&i64::from(at)) {
+            Some(format!(
+                "coordinate {d} of an im2col copy is {at}; the bounding box has {low}..={high} there"
+            ))
+        } else if offset > most {
+            Some(format!(
+                "offset {offset} of an im2col copy of rank {} is not 0..={most}",
+                map.rank
+            ))
+        } else {
+            None
+        }
+    })
+}
+
 /// Lowest address and end of the bytes of the box that are inside of the tensor; `None` if it is wholly outside.
 pub(super) fn extent(map: &TensorMap, start: &Coordinates) -> Option<(u64, u64)> {
     let element = map.element_type.bytes();
@@ -212,17 +246,14 @@ pub(super) fn extent(map: &TensorMap, start: &Coordinates) -> Option<(u64, u64)>
     Some((low, high.wrapping_add(element)))
 }
 
-/// Bits of the element that a load writes outside of the tensor, as a repeated pattern of 8 bytes.
+/// Bits of the element that a load writes outside of the tensor, as a repeated pattern of 8 bytes. ISA: a special NaN, which `fma.oob`
+/// knows.
 pub(super) fn fill_pattern(map: &TensorMap) -> [u8; 8] {
     if map.oob_fill == OobFill::Zero {
         return [0; 8];
     }
-    match map.element_type.bytes() {
-        2 => 0x7fff_7fff_7fff_7fff_u64,
-        4 => 0x7fff_ffff_7fff_ffff,
-        _ => 0x7fff_ffff_ffff_ffff,
-    }
-    .to_le_bytes()
+    let [low, high] = OOB_NAN.to_le_bytes();
+    std::array::from_fn(|i| if i % 2 == 0 { low } else { high })
 }
 
 /// Does a load change elements on their way (flush subnormals, round to tf32)?

@@ -261,6 +261,12 @@ unsafe fn copy_lane(cx: &mut Cx, t: &Tensor, lane: usize) -> std::result::Result
             // SAFETY: rows of this operation.
             *offset = unsafe { rows.value(cx, *v, lane) } as u16;
         }
+        if let Some(problem) = tensor_box::misplaced(&map, &start) {
+            let at = here(cx);
+            if let Some(check) = &mut cx.cluster().check {
+                check.report(FindingKind::TensorMap, at, problem, Vec::new());
+            }
+        }
     }
     let bytes = map.box_bytes() as u32;
     let own = cx.cta().rank;

@@ -69,6 +69,8 @@ impl Init {
                 Init::Const32(0)
             }
             "reserved_smem_offset_end" | "reserved_smem_offset_cap" => Init::Const32(SHARED_BASE),
+            // Coordinates have three components.
+            _ if name.ends_with(".w") => Init::Const32(0),
             // No kernel is part of a device graph here.
             "current_graph_exec" => Init::Const64(0),
             // Set by drivers to what they like, and performance counters whose behaviour the ISA leaves open.

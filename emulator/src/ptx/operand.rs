@@ -230,6 +230,10 @@ impl<'a> Parser<'_, 'a> {
             offset = self.integer("an offset")?;
         }
         if self.accept(b']') {
+            // Says that the address is not one of unified memory's peculiar kinds; it names the same byte.
+            if matches!(self.peek(), Tok::Dot("unified")) {
+                self.bump();
+            }
             return Ok(Operand::Address {
                 base: Box::new(base),
                 offset,

@@ -25,12 +25,13 @@
 //!
 //! A of mma.sp is compressed ([`super::sparse`]): its fragment is that of half of K.
 //!
-//! `.rn` may be written for f64; the other roundings are not implemented. m8n8k4 of f16 is in [`super::quad`].
+//! f64 knows all roundings, for every fused multiply-add. m8n8k4 of f16 is in [`super::quad`].
 
 use super::converged;
 use super::exact::{self, Rule, Term};
 use super::format::{Format, f16_to_f32, f32_to_f16};
 use super::sparse;
+use crate::alu::rounding::{Mode, fma_f64};
 use crate::check::{Agent, Checker};
 use crate::exec::{Cx, Flow};
 use crate::program::lower::{LowerCx, Result};
@@ -67,6 +68,8 @@ struct Mma {
     bits: Bits,
     /// A is compressed: the sparsity selector.
     sparse: Option<usize>,
+    /// Of f64.
+    rounding: Mode,
     list: u32,
 }
 
@@ -164,11 +167,12 @@ pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
     };
     let mut types = types.to_vec();
     let mut saturate = false;
-    let mut rounded = false;
+    let mut rounding = None;
     types.retain(|t| {
         saturate |= *t == "satfinite";
-        rounded |= *t == "rn";
-        !matches!(*t, "satfinite" | "rn")
+        let mode = Mode::parse(t).filter(|m| *m != Mode::Away);
+        rounding = rounding.or(mode);
+        *t != "satfinite" && mode.is_none()
     });
     let bits = match types[..] {
         [.., "xor", "popc"] => Bits::Xor,
@@ -195,11 +199,12 @@ pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
         saturate,
         bits,
         sparse: compressed.then_some(0),
+        rounding: rounding.unwrap_or(Mode::Nearest),
         list: 0,
     };
     if !exists(&mma)
         || (a == Format::B1) != (bits != Bits::None)
-        || rounded && a != Format::F64
+        || rounding.is_some() && a != Format::F64
         || saturate && !matches!(a, Format::S8 | Format::U8 | Format::S4 | Format::U4)
     {
         return cx.unsupported(i, "this combination of shape and types is not implemented");
@@ -269,7 +274,8 @@ unsafe fn mma_sync(cx: &mut Cx, op: &Op) -> Flow {
     }
     let at = cx.at();
     if let Some(check) = cx.cluster().check.as_deref_mut() {
-        define(check, at.agent, m, [a, b, c]);
+        let compressed = metadata.first().map(|row| (*row, &order));
+        define(check, at.agent, m, [a, b, c], compressed);
     }
     // SAFETY: see above.
     unsafe {
@@ -282,17 +288,39 @@ unsafe fn mma_sync(cx: &mut Cx, op: &Op) -> Flow {
     Flow::Next
 }
 
-/// Which elements of D are defined: those whose row of A, column of B and element of C are.
-fn define(check: &mut Checker, agent: Agent, m: &Mma, [a, b, c]: [&[RowId]; 3]) {
+/// Which elements of D are defined: those whose row of A, column of B and element of C are. Of a column of B beside a compressed A only
+/// what the metadata of the row name counts, and the metadata themselves.
+fn define(
+    check: &mut Checker,
+    agent: Agent,
+    m: &Mma,
+    [a, b, c]: [&[RowId]; 3],
+    compressed: Option<(RowId, &Order)>,
+) {
     let of = |check: &Checker, rows: &[RowId], n| {
         let each = |row: &RowId| check.defined(agent, *row, n);
         rows.iter().map(each).collect::<Vec<u32>>()
     };
     let rows = if m.d == Output::F64 { 2 } else { 1 };
     let (a, b, c) = (of(check, a, rows), of(check, b, rows), of(check, c, rows));
-    if a.iter().chain(&b).chain(&c).all(|v| *v == u32::MAX) {
+    let metadata = compressed.map_or(u32::MAX, |(row, _)| check.defined(agent, row, 1));
+    if a.iter().chain(&b).chain(&c).all(|v| *v == u32::MAX) && metadata == u32::MAX {
         return;
     }
+    let per_register = 32 / m.b.bits() as usize;
+    let right = b.clone();
+    // Is all of B defined that element (row, column) meets?
+    let met = |row: usize, column: usize| {
+        let Some((_, order)) = compressed else {
+            return true;
+        };
+        let lanes = sparse::contributors(m.a, m.k, m.sparse.unwrap_or(0), row >= 8);
+        metadata >> (4 * (row % 8)) & lanes == lanes
+            && order[row][..m.a_depth()].iter().all(|k| {
+                let word = usize::from(*k) / per_register;
+                right[word / 4] >> (4 * column + word % 4) & 1 == 1
+            })
+    };
     // Lanes 4g..4g+4 hold row g (or g + 8, in every second register) of A and column g of B.
     let halves = if m.m == 16 { 2 } else { 1 };
     let all = |v: &[u32], first: usize, step: usize| {
@@ -302,7 +330,11 @@ fn define(check: &mut Checker, agent: Agent, m: &Mma, [a, b, c]: [&[RowId]; 3]) 
             .fold(u32::MAX, |v, r| v & r)
     };
     let a = [all(&a, 0, halves), all(&a, halves - 1, halves)];
-    let b = all(&b, 0, 1);
+    let b = if compressed.is_some() {
+        u32::MAX
+    } else {
+        all(&b, 0, 1)
+    };
     let quad = |lanes: u32, g: usize| lanes >> (4 * g) & 0xf == 0xf;
     for (i, c) in c.iter().enumerate() {
         let elements = if m.d == Output::F16 {
@@ -314,7 +346,7 @@ fn define(check: &mut Checker, agent: Agent, m: &Mma, [a, b, c]: [&[RowId]; 3]) 
             // Of two packed elements one is enough (see `check::valid`).
             let defined = elements.clone().any(|i| {
                 let (row, column) = place(l, i);
-                quad(a[row / 8], row % 8) && quad(b, column)
+                quad(a[row / 8], row % 8) && quad(b, column) && met(row, column)
             });
             v | u32::from(defined && c >> l & 1 == 1) << l
         });
@@ -533,7 +565,7 @@ unsafe fn doubles(cx: &mut Cx, m: &Mma, d: &[RowId], a: &[RowId], b: &[RowId], c
                 let (row, column) = place(l, i);
                 let mut sum = f64::from_bits(*v);
                 for k in 0..m.k {
-                    sum = left[row][k].mul_add(right[column][k], sum);
+                    sum = fma_f64(left[row][k], right[column][k], sum, m.rounding);
                 }
                 results[i][l] = sum.to_bits();
             }

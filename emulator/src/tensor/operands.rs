@@ -8,6 +8,7 @@
 use super::descriptor::Tile;
 use super::panel::SourceA;
 use super::queue::Entry;
+use super::sparse;
 use super::wgmma::Mma;
 use crate::check::hash::FastMap;
 use crate::check::{At, Checker};
@@ -85,7 +86,40 @@ pub(super) fn check(check: &mut Checker, entry: &Entry, index: u64, program: &Pr
     }
     // Every fourth operation would meet the same part of every stage, hence the shift.
     let reader = (index + index / 4) % 4;
-    read(reader as usize, &entry.b, 0..mma.n as u32);
+    match (&entry.metadata, mma.sparse) {
+        (Some(metadata), Some(selector)) => {
+            let at = At {
+                agent: entry.agents[reader as usize],
+                pc: entry.pc,
+            };
+            let places = sparse::named(mma.a, mma.depth, selector, metadata);
+            read_places(check, at, cta, mma, &entry.b, places);
+        }
+        _ => read(reader as usize, &entry.b, 0..mma.n as u32),
+    }
+}
+
+/// B beside a compressed A: all of it is read, and what stands at the places along K that the metadata name has to be defined.
+fn read_places(check: &mut Checker, at: At, cta: u32, mma: &Mma, b: &Tile, places: u64) {
+    let mut undefined = false;
+    for &(address, bytes) in check.operands.ranges(b, 0..mma.n as u32).iter() {
+        undefined |= check.shared_read_async(at, cta, address, bytes);
+        check.expect_layout(at, cta, address, bytes, b.swizzle);
+    }
+    if !undefined {
+        return;
+    }
+    let bytes = mma.b.bits() as u32 / 8;
+    for k in (0..mma.depth as u32).filter(|k| places >> k & 1 == 1) {
+        for column in 0..mma.n as u32 {
+            let address = if b.mn_major {
+                b.mn_piece(column / 8, k) + column % 8 * bytes
+            } else {
+                b.k_piece(column, k * bytes / 16) + k * bytes % 16
+            };
+            check.must_be_defined(at, cta, address, bytes);
+        }
+    }
 }
 
 #[cfg(test)]

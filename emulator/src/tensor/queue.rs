@@ -17,6 +17,7 @@
 use super::descriptor::Tile;
 use super::execute;
 use super::panel::{RawA, SourceA, out_of_bounds};
+use super::sparse;
 use super::wgmma::{Mma, Output};
 use crate::check::{Agent, At, Checker, Fence, FindingKind, SiteRef};
 use crate::device::{Fault, Policy};
@@ -35,7 +36,7 @@ pub(super) struct Entry {
     pub b: Tile,
     descriptors: [u64; 2],
     /// Metadata registers of the warps, if A is compressed.
-    metadata: Option<Box<[[u32; 32]; 4]>>,
+    pub metadata: Option<Box<[[u32; 32]; 4]>>,
     /// scale-d: D is added to.
     pub keep: bool,
     /// Warps that have issued it.
@@ -219,7 +220,8 @@ unsafe fn try_issue(cx: &mut Cx, op: &Op) -> Result<Flow, Flow> {
             if let Some(v) = check.tensor.issue(at.agent.0, index, pc, mma, rows) {
                 report_violation(check, at, v);
             }
-            define(check, at.agent, mma, rows, keep);
+            let metadata = mma.sparse.map(|selector| (op.src[2], selector));
+            define(check, at.agent, mma, rows, keep, metadata);
             check.fork(at, "wgmma")
         }
         None => at.agent,
@@ -264,8 +266,15 @@ unsafe fn try_issue(cx: &mut Cx, op: &Op) -> Result<Flow, Flow> {
 }
 
 /// Which elements of D are defined: those whose row of A is, if A is in registers, and which are not added to something undefined.
-/// (What is read from shared memory has to be defined.)
-fn define(check: &mut Checker, agent: Agent, mma: &Mma, rows: &[u32], keep: bool) {
+/// (What is read from shared memory has to be defined.) `metadata`: their row and selector, if A is compressed.
+fn define(
+    check: &mut Checker,
+    agent: Agent,
+    mma: &Mma,
+    rows: &[u32],
+    keep: bool,
+    metadata: Option<(u32, usize)>,
+) {
     let (d, a) = rows.split_at(mma.planes());
     // Every second register holds row g + 8 of lanes 4g..4g+4.
     let mut of_rows = [u32::MAX; 2];
@@ -273,6 +282,15 @@ fn define(check: &mut Checker, agent: Agent, mma: &Mma, rows: &[u32], keep: bool
         let defined = check.defined(agent, *row, 1);
         for g in (0..8).filter(|g| defined >> (4 * g) & 0xf != 0xf) {
             of_rows[r % 2] &= !(0xf << (4 * g));
+        }
+    }
+    if let Some((row, selector)) = metadata {
+        let defined = check.defined(agent, row, 1);
+        for (upper, of_rows) in of_rows.iter_mut().enumerate() {
+            let lanes = sparse::contributors(mma.a, mma.depth, selector, upper == 1);
+            for g in (0..8).filter(|g| defined >> (4 * g) & lanes != lanes) {
+                *of_rows &= !(0xf << (4 * g));
+            }
         }
     }
     for (i, row) in d.iter().enumerate() {

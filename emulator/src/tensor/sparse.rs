@@ -64,6 +64,25 @@ pub(super) fn rows(format: Format, k: usize, selector: usize, lanes: &[u32; 32])
     out
 }
 
+/// Which of the four lanes hold metadata of row g, or of row g + 8 (`upper`), one bit each.
+pub(super) fn contributors(format: Format, k: usize, selector: usize, upper: bool) -> u32 {
+    match row_bits(format, k) {
+        16 => 1 << selector,
+        32 if format.bits() >= 16 => 0b11 << (2 * selector),
+        32 => 1 << (2 * selector + usize::from(upper)),
+        _ => 0b101 << u32::from(upper),
+    }
+}
+
+/// Places along K that the metadata of any row of a warpgroup name, one bit each.
+pub(super) fn named(format: Format, k: usize, selector: usize, metadata: &[[u32; 32]; 4]) -> u64 {
+    let of = |row: u64| (0..k / 2).fold(0, |v, i| v | 1 << position(format, row, i));
+    let warps = metadata.iter();
+    warps
+        .flat_map(|lanes| rows(format, k, selector, lanes))
+        .fold(0, |v, row| v | of(row))
+}
+
 /// Where along K element `i` of a compressed row stands.
 #[inline(always)]
 pub(super) fn position(format: Format, row: u64, i: usize) -> usize {

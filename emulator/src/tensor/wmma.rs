@@ -11,11 +11,12 @@
 //! on; A is stored by rows, B by columns, C and D by rows. f16 operands of A and B have eight registers whatever the
 //! shape, and what is left over repeats the matrix, as it does on devices.
 //!
-//! Arithmetic as for mma.sync: f32 in order of k, f16 results rounded once, f64 with fused multiply-adds. The hardware's
+//! Arithmetic as for mma.sync: f32 in order of k, f16 results rounded once, f64 with fused multiply-adds in all roundings. The hardware's
 //! own arithmetic (`BIRDIE_EMU_EXACT_MMA`) is modelled for wgmma and mma.sync only.
 
 use super::converged;
 use super::format::{Format, f16_to_f32, f32_to_f16};
+use crate::alu::rounding::{Mode, fma_f64};
 use crate::exec::memory::{GENERIC, GLOBAL, SHARED, reach};
 use crate::exec::{Cx, Flow};
 use crate::program::lower::{LowerCx, Result};
@@ -147,6 +148,8 @@ struct Product {
     c: Fragment,
     d: Fragment,
     saturate: bool,
+    /// Of f64.
+    rounding: Mode,
     /// b1: and instead of xor.
     and: bool,
     list: u32,
@@ -272,14 +275,14 @@ fn transfer(cx: &mut LowerCx, i: &Instr, matrix: &str, parts: &[&str], load: boo
 fn product(cx: &mut LowerCx, i: &Instr, parts: &[&str]) -> Result<()> {
     let mut layouts = Vec::new();
     let mut types = Vec::new();
-    let (mut shape, mut saturate, mut rounded) = (None, false, false);
+    let (mut shape, mut saturate, mut rounding) = (None, false, None);
     let (mut and, mut xor) = (false, false);
     for p in parts {
         match *p {
             "sync" | "aligned" | "popc" => {}
             "row" | "col" => layouts.push(*p),
             "satfinite" => saturate = true,
-            "rn" => rounded = true,
+            "rn" | "rz" | "rm" | "rp" => rounding = Mode::parse(p),
             "xor" => xor = true,
             "and" => and = true,
             p if p.starts_with('m') => shape = Shape::parse(p),
@@ -319,7 +322,7 @@ fn product(cx: &mut LowerCx, i: &Instr, parts: &[&str]) -> Result<()> {
         || layouts.len() != 2
         || narrow && layouts != ["row", "col"]
         || (a == B1) != (and || xor)
-        || rounded && a != F64
+        || rounding.is_some() && a != F64
         || saturate && !a.is_integer() | (a == B1)
     {
         return cx.unsupported(
@@ -361,6 +364,7 @@ fn product(cx: &mut LowerCx, i: &Instr, parts: &[&str]) -> Result<()> {
         c,
         d,
         saturate,
+        rounding: rounding.unwrap_or(Mode::Nearest),
         and,
         list,
     });
@@ -575,7 +579,7 @@ fn one(p: &Product, format: Format, a: &[u8], b: &[u8], c: &[u8], e: usize) -> u
     match p.d.element {
         Element::F64 => {
             let sum = (0..k).fold(f64::from_bits(old), |s, i| {
-                double(a, i).mul_add(double(b, i), s)
+                fma_f64(double(a, i), double(b, i), s, p.rounding)
             });
             sum.to_bits()
         }

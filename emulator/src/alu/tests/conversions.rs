@@ -281,6 +281,19 @@ fn between_floats() {
         &[1f64.to_bits().into()],
     );
     row("cvt.rn.bf16.f16 d, a;", "d16 a16", &[0x3c00], &[0x3f80]);
+    // Between the halves no mode means to nearest; from bf16 a mode may stand, and nothing is lost.
+    for code in ["cvt.bf16.f16 d, a;", "cvt.rn.bf16.f16 d, a;"] {
+        row(code, "d16 a16", &[0x3c06], &[0x3f81]);
+        row(code, "d16 a16", &[0x3c0c], &[0x3f82]);
+    }
+    row("cvt.rz.bf16.f16 d, a;", "d16 a16", &[0x3c06], &[0x3f80]);
+    row("cvt.f16.bf16 d, a;", "d16 a16", &[0x3f81], &[0x3c08]);
+    for mode in ["rn", "rz", "rm", "rp"] {
+        let code = format!("cvt.{mode}.f32.bf16 d, a;");
+        row(&code, "d32 a16", &[0xbf81], &[0xbf81_0000]);
+        let code = format!("cvt.{mode}.f64.bf16 d, a;");
+        row(&code, "d64 a16", &[0x3f80], &[0x3ff0_0000_0000_0000]);
+    }
     refused("cvt.f16.f32 d, a;", "d16 a32");
     refused("cvt.rn.f32.f16 d, a;", "d32 a16");
     refused("cvt.rs.bf16x2.f32 d, a, b, c;", "d32 a32 b32 c32");

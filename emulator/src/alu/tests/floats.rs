@@ -674,5 +674,36 @@ fn halves() {
     );
     refused("add.rz.f16 d, a, b;", "d16 a16 b16");
     refused("add.ftz.bf16 d, a, b;", "d16 a16 b16");
-    refused("fma.rn.oob.f16 d, a, b, c;", "d16 a16 b16 c16");
+}
+
+/// A factor that a tensor copy has written outside of its tensor makes the result +0; any other NaN does what NaNs do.
+#[test]
+fn fma_of_what_lies_outside_of_a_tensor() {
+    let outside = u128::from(crate::tensor_map::OOB_NAN);
+    for (ty, one, two, three) in [
+        ("f16", 0x3c00, 0x4000, 0x4200),
+        ("bf16", 0x3f80, 0x4000, 0x4040),
+    ] {
+        for (relu, minus) in [("", 0x8000 | two), (".relu", 0)] {
+            let code = format!("fma.rn.oob{relu}.{ty} d, a, b, c;");
+            let one_of = |v: &[u128], want: u128| row(&code, "d16 a16 b16 c16", v, &[want]);
+            one_of(&[one, two, one], three);
+            one_of(&[outside, two, one], 0);
+            one_of(&[two, outside | 0x8000, one], 0);
+            one_of(&[0x7fff, two, one], 0x7fff);
+            one_of(&[one, two, outside], 0x7fff);
+            one_of(&[0x8000 | one, three, one], minus);
+        }
+        // The halves of a pair on their own.
+        let pair = |high: u128, low: u128| high << 16 | low;
+        row(
+            &format!("fma.rn.oob.{ty}x2 d, a, b, c;"),
+            "d32 a32 b32 c32",
+            &[pair(outside, one), pair(two, two), pair(one, one)],
+            &[pair(0, three)],
+        );
+    }
+    refused("fma.rn.oob.sat.f16 d, a, b, c;", "d16 a16 b16 c16");
+    refused("fma.rn.oob.ftz.f16 d, a, b, c;", "d16 a16 b16 c16");
+    refused("add.rn.oob.f16 d, a, b;", "d16 a16 b16");
 }
