@@ -1,4 +1,4 @@
-//! Hash maps with keys of a few integers that nobody chooses to collide: a multiplication a word.
+//! Hash maps whose keys nobody chooses to collide: a multiplication for every 8 bytes.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -21,8 +21,13 @@ impl Hasher for Words {
         // The product's low bits depend on the words' low bits alone.
         self.0 ^ self.0 >> 32
     }
+    #[inline(always)]
     fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|b| self.add(u64::from(*b)));
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.add(u64::from_le_bytes(word));
+        }
     }
     #[inline(always)]
     fn write_u8(&mut self, n: u8) {

@@ -8,6 +8,7 @@ pub mod counters;
 pub mod device;
 pub mod driver;
 pub mod exec;
+mod hash;
 pub mod memory;
 pub mod program;
 pub mod ptx;

@@ -6,7 +6,6 @@
 pub mod clock;
 pub mod global;
 mod granules;
-pub(crate) mod hash;
 pub mod hooks;
 pub mod layout;
 pub mod lifetime;
@@ -189,7 +188,7 @@ pub struct Checker {
     layout: Vec<Vec<u8>>,
     /// Shadow of the global memory that this cluster has touched.
     global: shadow::Shadow,
-    objects: hash::FastMap<Sync, hooks::Object>,
+    objects: crate::hash::FastMap<Sync, hooks::Object>,
     registers: valid::Registers,
     pub strict: strict::Strict,
     visits: Vec<lifetime::Visit>,

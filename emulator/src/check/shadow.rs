@@ -7,8 +7,8 @@
 //! a race with it may be missed, none is invented.
 
 use super::granules::{Page, Part};
-use super::hash::FastMap;
 use super::{Kind, Proxy};
+use crate::hash::FastMap;
 use std::sync::{Mutex, PoisonError};
 
 /// One remembered access.

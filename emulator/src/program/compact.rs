@@ -15,8 +15,8 @@
 use super::kernel::BodyInfo;
 use super::lower::{LowerCx, Result, Successors};
 use super::*;
+use crate::hash::FastMap;
 use crate::tensor::lifetime::keep_in_flight;
-use std::collections::HashMap;
 
 pub struct Compacted {
     pub init: Vec<(RowId, Init)>,
@@ -101,7 +101,7 @@ impl Values {
 }
 
 /// Calls `next` with the pc of every operation that may follow the one at `pc`.
-fn follow(ops: &[Op], successors: &HashMap<u32, Successors>, pc: u32, mut next: impl FnMut(u32)) {
+fn follow(ops: &[Op], successors: &FastMap<u32, Successors>, pc: u32, mut next: impl FnMut(u32)) {
     let s = successors.get(&pc);
     if s.is_none_or(|s| !s.ends || ops[pc as usize].guard != Pred::TRUE) {
         next(pc + 1);

@@ -1,6 +1,7 @@
 //! Lowering of one function body: what every instruction family uses to resolve its operands.
 
 use super::*;
+use crate::hash::FastMap;
 use crate::ptx::ast::{Function, Instr, Label, Module, Operand, Space, Ty};
 use std::collections::HashMap;
 
@@ -84,10 +85,10 @@ pub struct LowerCx<'m> {
     pub sites: Vec<Site>,
     pub ext: Vec<Box<dyn Any + Send + Sync>>,
     pub lists: Vec<Vec<RowId>>,
-    pub init: HashMap<Init, RowId>,
+    pub init: FastMap<Init, RowId>,
     pub fixups: Vec<Fixup>,
     /// By index of the operation.
-    pub successors: HashMap<u32, Successors>,
+    pub successors: FastMap<u32, Successors>,
     /// Set by families when a kernel communicates through global memory.
     pub communicates: bool,
     /// Set by `setmaxnreg`: see [`Program::most_registers`](super::Program::most_registers).
@@ -127,9 +128,9 @@ impl<'m> LowerCx<'m> {
             sites: Vec::new(),
             ext: Vec::new(),
             lists: Vec::new(),
-            init: HashMap::new(),
+            init: FastMap::default(),
             fixups: Vec::new(),
-            successors: HashMap::new(),
+            successors: FastMap::default(),
             communicates: false,
             most_registers: None,
             has_stack: false,
@@ -177,22 +178,22 @@ impl<'m> LowerCx<'m> {
             self.current.pred_reads.push(index);
             self.current.partial = true;
         }
-        self.push(op, i.loc.clone(), &i.op.join("."));
+        self.push(op, i.loc.clone(), i.op.text.clone());
         Ok(())
     }
 
     /// Appends an operation that no instruction of the text stands for.
     pub fn push_plain(&mut self, op: Op, opcode: &str) {
-        self.push(op, None, opcode);
+        self.push(op, None, opcode.into());
     }
 
-    fn push(&mut self, op: Op, loc: Option<Arc<crate::ptx::ast::Loc>>, opcode: &str) {
+    fn push(&mut self, op: Op, loc: Option<Arc<crate::ptx::ast::Loc>>, opcode: Arc<str>) {
         self.ops.push(op);
         self.effects.push(std::mem::take(&mut self.current));
         self.sites.push(Site {
             line: self.line,
             loc,
-            opcode: opcode.into(),
+            opcode,
         });
     }
 
@@ -356,7 +357,7 @@ impl<'m> LowerCx<'m> {
         op.imm = offset;
         self.current.reads.push((frame, 2));
         self.current.writes.push((row, Self::rows_of(width)));
-        self.push(op, None, "frame address");
+        self.push(op, None, "frame address".into());
         self.current = outer;
         Ok(row)
     }

@@ -241,13 +241,36 @@ pub struct RegId(pub u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Label(pub u32);
 
+/// An opcode split at dots, the first part without one: `["wgmma", "mma_async", "sync", …]`. `::` stays inside a part: `shared::cta`.
+/// Instructions with the same opcode share one.
+#[derive(Debug)]
+pub struct Opcode {
+    parts: Box<[Box<str>]>,
+    /// As written.
+    pub text: std::sync::Arc<str>,
+}
+
+impl Opcode {
+    pub fn new(text: &str) -> Self {
+        Opcode {
+            parts: text.split('.').map(Into::into).collect(),
+            text: text.into(),
+        }
+    }
+}
+
+impl std::ops::Deref for Opcode {
+    type Target = [Box<str>];
+    fn deref(&self) -> &[Box<str>] {
+        &self.parts
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct Instr {
     /// `@p` is `(p, false)`, `@!p` is `(p, true)`.
     pub guard: Option<(RegId, bool)>,
-    /// The opcode split at dots, the first without one: `["wgmma", "mma_async", "sync", …]`. `::` stays inside a
-    /// part: `shared::cta`.
-    pub op: Vec<Box<str>>,
+    pub op: std::sync::Arc<Opcode>,
     pub operands: Vec<Operand>,
     /// Line in the PTX text.
     pub line: u32,

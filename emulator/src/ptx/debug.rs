@@ -1,11 +1,11 @@
 //! Source positions: `.file`, `.loc` with its inline stack, and the `.debug_str` section that names functions.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::ast::Loc;
 use super::lexer::Tok;
 use super::parser::{Parser, Result};
+use crate::hash::FastMap;
 
 /// Longest chain of `inlined_at` (it is dropped and printed recursively).
 const MAX_INLINE_DEPTH: u32 = 256;
@@ -13,7 +13,7 @@ const MAX_INLINE_DEPTH: u32 = 256;
 /// The `.loc`s of one function by position: `inlined_at` means the latest earlier `.loc` of that position.
 #[derive(Default)]
 pub(super) struct Positions {
-    by_place: HashMap<(u32, u32, u32), (Arc<Loc>, u32)>,
+    by_place: FastMap<(u32, u32, u32), (Arc<Loc>, u32)>,
 }
 
 impl<'a> Parser<'_, 'a> {

@@ -9,11 +9,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::ast::{
-    Function, Instr, Label, LabelDef, LaunchBounds, Loc, Operand, Prototype, RegId, Register, Ty,
+    Function, Instr, Label, LabelDef, LaunchBounds, Loc, Opcode, Operand, Prototype, RegId,
+    Register, Ty,
 };
 use super::debug::Positions;
 use super::lexer::{Tok, Token};
 use super::parser::{Parser, Result};
+use crate::hash::FastMap;
 
 const MAX_SCOPE_DEPTH: usize = 256;
 const MAX_OPERANDS: usize = 64;
@@ -40,10 +42,10 @@ struct Pending<'a> {
 
 #[derive(Default)]
 struct Scope<'a> {
-    names: HashMap<Box<str>, Entity>,
-    labels: HashMap<&'a str, Label>,
+    names: FastMap<Box<str>, Entity>,
+    labels: FastMap<&'a str, Label>,
     /// Branch tables, call targets and prototypes, with their unique names.
-    lists: HashMap<&'a str, Box<str>>,
+    lists: FastMap<&'a str, Box<str>>,
     pending: Vec<Pending<'a>>,
 }
 
@@ -467,12 +469,22 @@ impl<'a> Parser<'_, 'a> {
         let line = self.token().line;
         let guard = self.guard(body)?;
         let opcode = self.name("an opcode")?;
-        let mut op: Vec<Box<str>> = Vec::with_capacity(4);
-        op.push(opcode.into());
+        self.opcode.clear();
+        self.opcode.push_str(opcode);
         while let Tok::Dot(part) = self.peek() {
             self.bump();
-            op.push(part.into());
+            self.opcode.push('.');
+            self.opcode.push_str(part);
         }
+        let op = match self.opcodes.get(&*self.opcode) {
+            Some(known) => known.clone(),
+            None => {
+                let new = Arc::new(Opcode::new(&self.opcode));
+                self.opcodes
+                    .insert(self.opcode.as_str().into(), new.clone());
+                new
+            }
+        };
         let mut operands = Vec::new();
         if !self.accept(b';') {
             loop {

@@ -3,8 +3,10 @@
 use std::collections::{HashMap, HashSet};
 
 use super::ParseError;
-use super::ast::{Module, Operand, Space};
+use super::ast::{Module, Opcode, Operand, Space};
 use super::lexer::{Tok, Token, tokens};
+use crate::hash::FastMap;
+use std::sync::Arc;
 
 pub(super) type Result<T> = std::result::Result<T, ParseError>;
 
@@ -37,6 +39,9 @@ pub(super) struct Parser<'t, 'a> {
     pub function_index: HashMap<String, usize>,
     /// Names used by operands and initialisers that no function declares: the module has to.
     pub wanted: Vec<(Box<str>, Token<'a>)>,
+    /// Opcodes met so far, and the text of the one being read.
+    pub opcodes: FastMap<Box<str>, Arc<Opcode>>,
+    pub opcode: String,
     pub register_count: usize,
     /// Bytes of all variables with an initialiser so far.
     pub initialized_bytes: u64,
@@ -55,6 +60,8 @@ impl<'t, 'a> Parser<'t, 'a> {
             variable_index: HashMap::new(),
             function_index: HashMap::new(),
             wanted: Vec::new(),
+            opcodes: FastMap::default(),
+            opcode: String::new(),
             register_count: 0,
             initialized_bytes: 0,
         }

@@ -10,8 +10,8 @@ use super::panel::SourceA;
 use super::queue::Entry;
 use super::sparse;
 use super::wgmma::Mma;
-use crate::check::hash::FastMap;
 use crate::check::{At, Checker};
+use crate::hash::FastMap;
 use crate::program::Program;
 use std::sync::Arc;
 
