@@ -39,6 +39,75 @@ struct State {
     version: u64,
 }
 
+impl State {
+    /// Takes a range off the free list.
+    fn take(&mut self, bytes: u64, align: u64) -> Option<u64> {
+        let align = align.max(ALLOCATION_ALIGN);
+        let need = bytes
+            .checked_add(RED_ZONE)?
+            .checked_next_multiple_of(ALLOCATION_ALIGN)?;
+        let (start, len, at) = self.free.iter().find_map(|(&start, &len)| {
+            let at = start.next_multiple_of(align);
+            (at - start <= len && need <= len - (at - start)).then_some((start, len, at))
+        })?;
+        self.free.remove(&start);
+        if at > start {
+            self.free.insert(start, at - start);
+        }
+        if at + need < start + len {
+            self.free.insert(at + need, start + len - at - need);
+        }
+        Some(at)
+    }
+
+    /// Puts a range back on the free list, and its pages back to the system.
+    fn give_back(&mut self, address: u64, bytes: u64) {
+        let mut start = address;
+        let mut len = (bytes + RED_ZONE).next_multiple_of(ALLOCATION_ALIGN);
+        if let Some((&p, &l)) = self.free.range(..start).next_back()
+            && p + l == start
+        {
+            self.free.remove(&p);
+            start = p;
+            len += l;
+        }
+        if let Some(l) = self.free.remove(&(start + len)) {
+            len += l;
+        }
+        self.free.insert(start, len);
+        if bytes >= 1 << 16 {
+            let from = (address + 4095) & !4095;
+            let to = (address + bytes) & !4095;
+            if to > from {
+                // SAFETY: whole pages inside our own anonymous mapping.
+                unsafe { libc::madvise(from as *mut _, (to - from) as usize, libc::MADV_DONTNEED) };
+            }
+        }
+    }
+
+    fn enter(&mut self, address: u64, bytes: u64, name: String) {
+        self.used += bytes;
+        self.count += 1;
+        self.version += 1;
+        let allocation = Allocation {
+            address,
+            bytes,
+            name,
+            host: false,
+        };
+        self.live.insert(address, allocation);
+    }
+
+    fn leave(&mut self, address: u64) -> Option<Allocation> {
+        let gone = self.live.remove(&address)?;
+        self.version += 1;
+        if !gone.host {
+            self.used -= gone.bytes;
+        }
+        Some(gone)
+    }
+}
+
 impl Arena {
     /// Reserves `bytes` of address space.
     pub fn new(bytes: u64) -> std::io::Result<Self> {
@@ -129,69 +198,41 @@ impl Arena {
         if bytes == 0 || s.used.checked_add(bytes)? > limit {
             return None;
         }
-        let align = align.max(ALLOCATION_ALIGN);
-        let need = bytes
-            .checked_add(RED_ZONE)?
-            .next_multiple_of(ALLOCATION_ALIGN);
-        let (start, len, at) = s.free.iter().find_map(|(&start, &len)| {
-            let at = start.next_multiple_of(align);
-            (at - start + need <= len).then_some((start, len, at))
-        })?;
-        s.free.remove(&start);
-        if at > start {
-            s.free.insert(start, at - start);
-        }
-        if at + need < start + len {
-            s.free.insert(at + need, start + len - at - need);
-        }
-        s.used += bytes;
-        s.count += 1;
-        s.version += 1;
-        s.live.insert(
-            at,
-            Allocation {
-                address: at,
-                bytes,
-                name: name.into(),
-                host: false,
-            },
-        );
+        let at = s.take(bytes, align)?;
+        s.enter(at, bytes, name.into());
         Some(at)
     }
 
     /// Frees the allocation that starts at `address`.
     pub fn free(&self, address: u64) -> bool {
         let mut s = self.write();
-        let Some(a) = s.live.remove(&address) else {
+        let Some(a) = s.leave(address) else {
             return false;
         };
-        s.version += 1;
-        if a.host {
-            return true;
-        }
-        s.used -= a.bytes;
-        let mut start = address;
-        let mut len = (a.bytes + RED_ZONE).next_multiple_of(ALLOCATION_ALIGN);
-        if let Some((&p, &l)) = s.free.range(..start).next_back()
-            && p + l == start
-        {
-            s.free.remove(&p);
-            start = p;
-            len += l;
-        }
-        if let Some(l) = s.free.remove(&(start + len)) {
-            len += l;
-        }
-        s.free.insert(start, len);
-        if a.bytes >= 1 << 16 {
-            let from = (address + 4095) & !4095;
-            let to = (address + a.bytes) & !4095;
-            if to > from {
-                // SAFETY: whole pages inside our own anonymous mapping.
-                unsafe { libc::madvise(from as *mut _, (to - from) as usize, libc::MADV_DONTNEED) };
-            }
+        if !a.host {
+            s.give_back(address, a.bytes);
         }
         true
+    }
+
+    /// Takes a range that is no allocation: accesses to it are out of bounds.
+    pub fn hold(&self, bytes: u64) -> Option<u64> {
+        self.write().take(bytes, ALLOCATION_ALIGN)
+    }
+
+    /// Makes a held range an allocation.
+    pub fn bring(&self, address: u64, bytes: u64, name: impl Into<String>) {
+        self.write().enter(address, bytes, name.into());
+    }
+
+    /// Makes an allocation a held range again; whether it was one.
+    pub fn withdraw(&self, address: u64) -> bool {
+        self.write().leave(address).is_some()
+    }
+
+    /// Ends the hold of a range that is no allocation.
+    pub fn release_hold(&self, address: u64, bytes: u64) {
+        self.write().give_back(address, bytes);
     }
 
     /// Accounts for memory that lies elsewhere but is the device's (`cuMemCreate`); not when the device is full.
@@ -289,6 +330,23 @@ mod tests {
         assert!(a.free(x) && a.free(y) && !a.free(y));
         assert_eq!(a.allocate(6000, 1, u64::MAX, "z").unwrap(), x);
         assert_eq!(a.used(), 6000);
+    }
+
+    #[test]
+    fn a_held_range_is_memory_only_while_it_is_brought() {
+        let a = Arena::new(1 << 30).unwrap();
+        let x = a.hold(1000).unwrap();
+        let y = a.allocate(1000, 1, u64::MAX, "y").unwrap();
+        assert!(!a.covers(x, 1) && a.used() == 1000);
+        a.bring(x, 1000, "x");
+        assert!(a.covers(x, 1000) && a.used() == 2000);
+        assert!(a.withdraw(x) && !a.withdraw(x));
+        assert!(!a.covers(x, 1) && a.used() == 1000);
+        // Nobody else gets the range before the hold ends.
+        assert_ne!(a.hold(1000).unwrap(), x);
+        a.release_hold(x, 1000);
+        assert_eq!(a.hold(1000).unwrap(), x);
+        assert!(a.free(y));
     }
 
     #[test]

@@ -181,7 +181,7 @@ impl State {
         if self.host_block(address).is_some() {
             return Kind::Host;
         }
-        if self.mapping(address).is_some() {
+        if self.mapping(address).is_some() || self.graph_block(address).is_some() {
             return Kind::Device;
         }
         // The arenas also hold the variables of modules, which have no owner in the tables.
@@ -198,7 +198,12 @@ impl State {
 
     /// Checks that a range lies in one device allocation, or in host memory that the driver knows.
     pub fn check_device_range(&self, what: &str, address: u64, bytes: u64) -> Outcome {
+        // Memory of a graph may be named before it is there: in a node, or behind a launch.
+        let of_a_graph = self
+            .graph_block(address)
+            .is_some_and(|(start, block)| bytes <= block.bytes - (address - start));
         if bytes == 0
+            || of_a_graph
             || self
                 .gpus
                 .iter()

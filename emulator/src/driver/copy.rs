@@ -202,6 +202,130 @@ pub unsafe fn unified_async(destination: u64, source: u64, bytes: usize, stream:
     )
 }
 
+/// Many copies at once: the batch has its place in the stream, its copies have no order among themselves. `CUmemcpyAttributes` begins with the order
+/// in which the source is read; locations are hints.
+#[allow(clippy::too_many_arguments)]
+pub unsafe fn batch_v2(
+    destinations: *const u64,
+    sources: *const u64,
+    sizes: *const usize,
+    count: usize,
+    attributes: *const [u32; 6],
+    starts: *const usize,
+    attribute_count: usize,
+    stream: u64,
+) -> Outcome {
+    const DURING_CALL: u32 = 2;
+    const ANY_TIME: u32 = 3;
+    let lists = [destinations.is_null(), sources.is_null(), sizes.is_null()];
+    if count == 0 || lists.contains(&true) || attributes.is_null() || starts.is_null() {
+        return Code::INVALID_VALUE.fail(format!("{count} copies, or a list is null"));
+    }
+    if attribute_count == 0 || attribute_count > count {
+        return Code::INVALID_VALUE
+            .fail(format!("{attribute_count} attributes for {count} copies"));
+    }
+    // SAFETY: the caller's lists have so many elements.
+    let (destinations, sources, sizes, attributes, starts) = unsafe {
+        (
+            std::slice::from_raw_parts(destinations, count),
+            std::slice::from_raw_parts(sources, count),
+            std::slice::from_raw_parts(sizes, count),
+            std::slice::from_raw_parts(attributes, attribute_count),
+            std::slice::from_raw_parts(starts, attribute_count),
+        )
+    };
+    let ascending = starts.windows(2).all(|pair| pair[0] < pair[1]);
+    if starts[0] != 0 || !ascending || starts[attribute_count - 1] >= count {
+        return Code::INVALID_VALUE.fail("the attributes do not begin at 0, or not in order");
+    }
+    if let Some(order) = attributes
+        .iter()
+        .map(|a| a[0])
+        .find(|o| !(1..=3).contains(o))
+    {
+        return Code::INVALID_VALUE.fail(format!("no source access order {order}"));
+    }
+    let mut guard = state::lock()?;
+    let stream = guard.stream_of(stream)?;
+    let entry = guard.stream(stream)?;
+    let context = entry.context;
+    if entry.legacy {
+        return Code::INVALID_VALUE.fail("a batch cannot go into the legacy default stream");
+    }
+    if let Some(capture) = entry.capture {
+        guard.invalidate(capture);
+        return Code::STREAM_CAPTURE_UNSUPPORTED.fail("a batch of copies cannot be captured");
+    }
+    let mut copies = Vec::new();
+    let mut wait = false;
+    for index in 0..count {
+        if sizes[index] == 0 {
+            return Code::INVALID_VALUE.fail(format!("copy {index} of the batch has 0 bytes"));
+        }
+        let copy = Copy::linear(sources[index], destinations[index], sizes[index]);
+        guard.check_copy(&copy, false, false)?;
+        wait |= guard.pageable(copy.destination);
+        copies.push(copy);
+    }
+    for (index, copy) in copies.iter_mut().enumerate() {
+        let order = attributes[starts.partition_point(|&start| start <= index) - 1][0];
+        // The latest time is the one that shows what is missing; a source that is named as short-lived is read now.
+        let pageable = order != ANY_TIME && !wait && guard.pageable(copy.source);
+        if order == DURING_CALL || pageable {
+            // SAFETY: the source was checked to be mapped.
+            unsafe { copy.stage() };
+        }
+    }
+    let after = guard.predecessors(stream)?;
+    let start = guard.queue.add(context, Work::Nothing, after);
+    let parts: Vec<_> = copies
+        .into_iter()
+        .map(|copy| {
+            guard
+                .queue
+                .add(context, Work::Copy(Arc::new(copy)), [start])
+        })
+        .collect();
+    let end = guard.queue.add(context, Work::Nothing, parts);
+    guard.stream_mut(stream)?.last = Some(end);
+    if wait {
+        return run::finish(guard, context, &[end]).map(drop);
+    }
+    run::relieve(guard, context)
+}
+
+/// The first form tells which copy was refused.
+#[allow(clippy::too_many_arguments)]
+pub unsafe fn batch(
+    destinations: *const u64,
+    sources: *const u64,
+    sizes: *const usize,
+    count: usize,
+    attributes: *const [u32; 6],
+    starts: *const usize,
+    attribute_count: usize,
+    failed: *mut usize,
+    stream: u64,
+) -> Outcome {
+    if !failed.is_null() {
+        super::put(failed, usize::MAX)?;
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        batch_v2(
+            destinations,
+            sources,
+            sizes,
+            count,
+            attributes,
+            starts,
+            attribute_count,
+            stream,
+        )
+    }
+}
+
 fn check_contexts(contexts: [u64; 2]) -> Outcome {
     let guard = state::lock()?;
     contexts

@@ -169,14 +169,6 @@ pub unsafe fn affinity(out: *mut i32, _kind: u32, device: i32) -> Outcome {
 }
 
 /// Graph memory: none is ever reserved.
-pub unsafe fn graph_memory(device: i32, which: u32, out: *mut u64) -> Outcome {
-    state::lock()?.gpu(device)?;
-    if which > 3 {
-        return Code::INVALID_VALUE.fail(format!("no attribute {which}"));
-    }
-    put(out, 0)
-}
-
 pub unsafe fn graph_memory_trim(device: i32) -> Outcome {
     state::lock()?.gpu(device).map(drop)
 }

@@ -43,6 +43,9 @@ pub enum NodeKind {
     Wait(Handle),
     WriteValue(Value),
     WaitValue(Value, super::work::Condition),
+    /// The address that the node allocates, and one that it frees.
+    Allocate(u64),
+    Free(u64),
 }
 
 /// What was given for a kernel node and has to be given back.
@@ -62,7 +65,11 @@ impl NodeKind {
             Work::Host(call) => NodeKind::Host(call),
             Work::WriteValue(value) => NodeKind::WriteValue(value),
             Work::WaitValue(value, condition) => NodeKind::WaitValue(value, condition),
-            Work::Callback(_) | Work::Record(_) | Work::Free(_) => return None,
+            Work::Callback(_)
+            | Work::Record(_)
+            | Work::Free(_)
+            | Work::Bring(_)
+            | Work::Withdraw(_) => return None,
         })
     }
 
@@ -77,6 +84,8 @@ impl NodeKind {
             NodeKind::Empty => 5,
             NodeKind::Wait(_) => 6,
             NodeKind::Record(_) => 7,
+            NodeKind::Allocate(_) => 10,
+            NodeKind::Free(_) => 11,
             NodeKind::WriteValue(_) | NodeKind::WaitValue(..) => 12,
         }
     }
@@ -86,6 +95,8 @@ impl NodeKind {
 pub struct Executable {
     pub nodes: Vec<ExecutableNode>,
     pub flags: u64,
+    /// The graph it was made from.
+    pub origin: Handle,
     /// The last operation of the latest launch: an executable graph does not overlap itself.
     pub last: Option<OpId>,
     pub objects: Objects,
@@ -206,6 +217,8 @@ impl State {
             return;
         };
         self.release_objects(&graph.objects, None);
+        self.own_graph_memory(graph.nodes.values().map(|node| &node.kind), false);
+        self.forget_free_nodes(handle);
         for (node, entry) in graph.nodes {
             self.nodes.remove(&node);
             if let NodeKind::Child(inner) = entry.kind {
@@ -254,9 +267,17 @@ impl State {
     pub fn launch_graph(&mut self, executable: Handle, stream: Handle) -> Outcome {
         let entry = self.executable(executable)?;
         let (nodes, last) = (entry.nodes.clone(), entry.last);
+        let free_first = entry.flags & super::graph_api::AUTO_FREE != 0;
         let context = self.stream(stream)?.context;
+        // Memory nodes are only in the graph itself, never in a child.
+        let kinds: Vec<NodeKind> = nodes.iter().map(|node| node.kind.clone()).collect();
+        let unfreed = self.launch_memory(&kinds, free_first)?;
         let mut after = self.predecessors(stream)?;
         after.extend(last);
+        for address in unfreed {
+            let freed = self.queue.add(context, Work::Withdraw(address), after);
+            after = vec![freed];
+        }
         let start = self.queue.add(context, Work::Nothing, after);
         let ends = self.launch_nodes(context, start, &nodes)?;
         let end = self.queue.add(context, Work::Nothing, ends);
@@ -303,6 +324,8 @@ impl State {
             NodeKind::Host(call) => Work::Host(*call),
             NodeKind::WriteValue(value) => Work::WriteValue(*value),
             NodeKind::WaitValue(value, condition) => Work::WaitValue(*value, *condition),
+            NodeKind::Allocate(address) => Work::Bring(*address),
+            NodeKind::Free(address) => Work::Withdraw(*address),
             NodeKind::Record(event) => {
                 let stamp = Arc::new(Stamp::default());
                 let id = self.queue.add(context, Work::Record(stamp.clone()), after);

@@ -63,6 +63,7 @@ pub unsafe fn destroy(graph: u64) -> Outcome {
 
 pub unsafe fn clone(out: *mut u64, graph: u64) -> Outcome {
     let mut guard = state::lock()?;
+    guard.check_no_memory_nodes(graph, "cuGraphClone")?;
     let (copy, _) = guard.clone_graph(graph, false)?;
     put(out, copy)
 }
@@ -70,6 +71,9 @@ pub unsafe fn clone(out: *mut u64, graph: u64) -> Outcome {
 pub unsafe fn destroy_node(node: u64) -> Outcome {
     let mut guard = state::lock()?;
     guard.node(node)?;
+    if let Some(&graph) = guard.nodes.get(&node) {
+        guard.check_no_memory_nodes(graph, "cuGraphDestroyNode")?;
+    }
     let Some(graph) = guard.nodes.remove(&node) else {
         return Code::INVALID_VALUE.fail(format!("{node:#x} is no graph node"));
     };
@@ -235,7 +239,7 @@ pub unsafe fn remove_dependencies(
     // SAFETY: the caller's promise.
     let (from, to) = unsafe { (read_nodes(from, count)?, read_nodes(to, count)?) };
     let mut guard = state::lock()?;
-    guard.graph(graph)?;
+    guard.check_no_memory_nodes(graph, "cuGraphRemoveDependencies")?;
     for (&before, &node) in from.iter().zip(&to) {
         let entry = guard.node_mut(node)?;
         if !entry.after.contains(&before) {
@@ -271,7 +275,7 @@ pub unsafe fn child_graph(node: u64, out: *mut u64) -> Outcome {
 }
 
 /// `CUDA_GRAPH_INSTANTIATE_FLAG_*`: 1 auto-free, 2 upload, 4 device launch, 8 node priorities.
-const AUTO_FREE: u64 = 1;
+pub const AUTO_FREE: u64 = 1;
 const DEVICE_LAUNCH: u64 = 4;
 
 pub unsafe fn instantiate(out: *mut u64, graph: u64, flags: u64) -> Outcome {
@@ -290,6 +294,14 @@ pub unsafe fn instantiate(out: *mut u64, graph: u64, flags: u64) -> Outcome {
     }
     let mut guard = state::lock()?;
     let nodes = guard.flatten(graph)?;
+    if guard
+        .executables
+        .values()
+        .any(|other| other.origin == graph)
+    {
+        guard.check_no_memory_nodes(graph, "a second executable graph")?;
+    }
+    guard.own_graph_memory(nodes.iter().map(|node| &node.kind), true);
     let objects = guard.objects_of(graph);
     guard.retain_objects(&objects);
     let handle = guard.handle();
@@ -298,6 +310,7 @@ pub unsafe fn instantiate(out: *mut u64, graph: u64, flags: u64) -> Outcome {
         Executable {
             nodes,
             flags,
+            origin: graph,
             last: None,
             objects,
         },
@@ -349,6 +362,7 @@ pub unsafe fn executable_destroy(executable: u64) -> Outcome {
     guard.executable(executable)?;
     if let Some(gone) = guard.executables.remove(&executable) {
         guard.release_objects(&gone.objects, gone.last);
+        guard.own_graph_memory(gone.nodes.iter().map(|node| &node.kind), false);
     }
     user_objects::run_finalisers(guard);
     Ok(())
@@ -380,6 +394,7 @@ mod update_result {
     pub const SUCCESS: u32 = 0;
     pub const TOPOLOGY_CHANGED: u32 = 2;
     pub const NODE_TYPE_CHANGED: u32 = 3;
+    pub const NOT_SUPPORTED: u32 = 6;
 }
 
 unsafe fn update_inner(executable: u64, graph: u64) -> Outcome<(u32, Handle)> {
@@ -395,6 +410,9 @@ unsafe fn update_inner(executable: u64, graph: u64) -> Outcome<(u32, Handle)> {
         }
         if old.kind.code() != new.kind.code() {
             return Ok((update_result::NODE_TYPE_CHANGED, new.origin));
+        }
+        if matches!(new.kind, NodeKind::Allocate(_) | NodeKind::Free(_)) {
+            return Ok((update_result::NOT_SUPPORTED, new.origin));
         }
         let inner = |node: &super::graph::ExecutableNode| node.inner.as_ref().map(Vec::len);
         if inner(old) != inner(new) {
@@ -442,6 +460,9 @@ fn updated(result: u32) -> Outcome {
         update_result::SUCCESS => Ok(()),
         update_result::NODE_TYPE_CHANGED => {
             Code::GRAPH_EXEC_UPDATE_FAILURE.fail("a node has another type now")
+        }
+        update_result::NOT_SUPPORTED => {
+            Code::GRAPH_EXEC_UPDATE_FAILURE.fail("allocation and free nodes keep their addresses")
         }
         _ => Code::GRAPH_EXEC_UPDATE_FAILURE.fail("the graphs have different shapes"),
     }

@@ -391,6 +391,7 @@ pub unsafe fn add_child(
 ) -> Outcome {
     let mut guard = state::lock()?;
     guard.graph(graph)?;
+    guard.check_no_memory_nodes(child, "cuGraphAddChildGraphNode")?;
     let (inner, _) = guard.clone_graph(child, true)?;
     // SAFETY: the caller's promise.
     unsafe { add(guard, out, graph, after, count, NodeKind::Child(inner)) }

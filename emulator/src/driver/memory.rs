@@ -2,6 +2,7 @@
 
 use super::blocks::{self, Kind};
 use super::error::{Code, Outcome};
+use super::graph::NodeKind;
 use super::put;
 use super::run;
 use super::state::{self, Guard, Handle, HostKind, Pool};
@@ -77,6 +78,12 @@ pub unsafe fn free(address: u64) -> Outcome {
         let context = block.context;
         let mut guard = run::finish_context(guard, context)?;
         guard.release_host_block(address);
+        return Ok(());
+    }
+    if guard.free_graph_block(address) {
+        let context = guard.healthy()?;
+        let mut guard = run::finish_context(guard, context)?;
+        guard.withdraw(address);
         return Ok(());
     }
     let Some(block) = guard.blocks.get(&address) else {
@@ -494,12 +501,7 @@ fn alloc_async_in(out: *mut u64, bytes: usize, pool: Option<Handle>, stream: u64
     let mut guard = state::lock()?;
     let stream = guard.stream_of(stream)?;
     let entry = guard.stream(stream)?;
-    let context = entry.context;
-    if let Some(capture) = entry.capture {
-        guard.invalidate(capture);
-        return Code::STREAM_CAPTURE_UNSUPPORTED
-            .fail("allocation nodes in graphs are not emulated");
-    }
+    let (context, capture) = (entry.context, entry.capture);
     let gpu = guard.context(context)?.gpu;
     let pool = pool.unwrap_or(guard.gpus[gpu].current_pool);
     let home = guard
@@ -507,6 +509,12 @@ fn alloc_async_in(out: *mut u64, bytes: usize, pool: Option<Handle>, stream: u64
         .get(&pool)
         .ok_or_else(|| Code::INVALID_VALUE.because(format!("{pool:#x} is no memory pool")))?
         .gpu;
+    if let Some(capture) = capture {
+        let graph = guard.valid_capture(capture)?.graph;
+        let address = guard.hold_for_graph(graph, home, bytes as u64)?;
+        guard.capture_node(capture, stream, NodeKind::Allocate(address))?;
+        return put(out, address);
+    }
     let address = allocate(guard, home, context, bytes as u64, Some(pool))?;
     put(out, address)
 }
@@ -529,6 +537,19 @@ pub unsafe fn free_async(address: u64, stream: u64) -> Outcome {
     let mut guard = state::lock()?;
     let stream = guard.stream_of(stream)?;
     let context = guard.stream(stream)?.context;
+    if let Some(capture) = guard.stream(stream)?.capture {
+        let graph = guard.valid_capture(capture)?.graph;
+        guard
+            .free_in_graph(graph, address)
+            .inspect_err(|_| guard.invalidate(capture))?;
+        return guard
+            .capture_node(capture, stream, NodeKind::Free(address))
+            .map(drop);
+    }
+    if guard.free_graph_block(address) {
+        guard.submit(stream, Work::Withdraw(address))?;
+        return run::relieve(guard, context);
+    }
     if !guard.blocks.contains_key(&address) {
         return Code::INVALID_VALUE.fail(format!("{address:#x} is not allocated"));
     }

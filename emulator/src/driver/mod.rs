@@ -46,6 +46,7 @@ mod files;
 mod function;
 mod graph;
 mod graph_api;
+pub mod graph_memory;
 mod graph_nodes;
 mod launch;
 mod link;

@@ -80,6 +80,11 @@ impl Queue {
         self.ops.contains_key(&id)
     }
 
+    /// Whether some operation has work of a kind.
+    pub fn any(&self, wanted: impl Fn(&Work) -> bool) -> bool {
+        self.ops.values().any(|op| wanted(&op.work))
+    }
+
     /// Operations of a context that have not happened yet.
     pub fn of_context(&self, context: u64) -> Vec<OpId> {
         let mut out: Vec<OpId> = self

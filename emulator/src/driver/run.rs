@@ -130,15 +130,28 @@ fn step(
         signal_an_end();
         return Ok((guard, Step::Did));
     }
-    if let Work::Free(address) = work {
+    if let Work::Free(address) | Work::Bring(address) | Work::Withdraw(address) = work {
         queue.complete(id);
-        guard.release_block(address);
+        match work {
+            Work::Bring(_) => guard.bring(address),
+            Work::Withdraw(_) => guard.withdraw(address),
+            _ => guard.release_block(address),
+        }
+        signal_an_end();
+        return Ok((guard, Step::Did));
+    }
+    if let Some(error) = guard.missing_graph_memory(&work) {
+        guard.queue.complete(id);
+        eprintln!("birdie-emulator: {}", error.reason);
+        if let Ok(context) = guard.context_mut(owner) {
+            context.lost = Some(error);
+        }
         signal_an_end();
         return Ok((guard, Step::Did));
     }
     let occupies = work.occupies_device();
-    gpus[gpu].busy |= occupies;
-    let device = gpus[gpu].device.clone();
+    guard.gpus[gpu].busy |= occupies;
+    let device = guard.gpus[gpu].device.clone();
     drop(guard);
     let host = matches!(work, Work::Host(_) | Work::Callback(_));
     let taken = Taken {

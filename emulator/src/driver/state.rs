@@ -48,6 +48,8 @@ pub struct State {
     pub blocks: BTreeMap<u64, Block>,
     /// Pinned, registered and managed host memory by address.
     pub host_blocks: BTreeMap<u64, HostBlock>,
+    /// Ranges of allocation nodes, by address.
+    pub graph_blocks: BTreeMap<u64, super::graph_memory::GraphBlock>,
     /// Memory without an address (`cuMemCreate`), and ranges of addresses by their start.
     pub memories: HashMap<Handle, super::virtual_memory::Memory>,
     pub reservations: BTreeMap<u64, super::virtual_memory::Reservation>,
@@ -70,6 +72,9 @@ pub struct Gpu {
     pub busy: bool,
     pub default_pool: Handle,
     pub current_pool: Handle,
+    /// Bytes of allocation nodes now, and at most so far.
+    pub graph_used: u64,
+    pub graph_used_high: u64,
 }
 
 /// A context.
@@ -261,6 +266,7 @@ impl State {
             pools: HashMap::new(),
             blocks: BTreeMap::new(),
             host_blocks: BTreeMap::new(),
+            graph_blocks: BTreeMap::new(),
             memories: HashMap::new(),
             reservations: BTreeMap::new(),
             reservations_made: 0,
@@ -291,6 +297,8 @@ impl State {
                 busy: false,
                 default_pool: pool,
                 current_pool: pool,
+                graph_used: 0,
+                graph_used_high: 0,
             });
         }
         Ok(state)

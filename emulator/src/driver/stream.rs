@@ -229,15 +229,19 @@ pub unsafe fn attach_memory(stream: u64, _address: u64, _bytes: usize, _flags: u
     state::lock()?.stream_of(stream).map(drop)
 }
 
-fn value_work(stream: u64, value: Value, condition: Option<Condition>) -> Outcome {
+fn check_value(state: &State, value: &Value) -> Outcome {
     let bytes = if value.wide { 8 } else { 4 };
-    let mut guard = state::lock()?;
-    let stream = guard.stream_of(stream)?;
-    let context = guard.stream(stream)?.context;
     if !value.address.is_multiple_of(bytes) {
         return Code::INVALID_VALUE.fail(format!("{:#x} is not aligned to {bytes}", value.address));
     }
-    guard.check_device_range("stream value", value.address, bytes)?;
+    state.check_device_range("stream value", value.address, bytes)
+}
+
+fn value_work(stream: u64, value: Value, condition: Option<Condition>) -> Outcome {
+    let mut guard = state::lock()?;
+    let stream = guard.stream_of(stream)?;
+    let context = guard.stream(stream)?.context;
+    check_value(&guard, &value)?;
     let work = match condition {
         None => Work::WriteValue(value),
         Some(condition) => Work::WaitValue(value, condition),
@@ -298,6 +302,74 @@ pub unsafe fn wait_value64(stream: u64, address: u64, value: u64, flags: u32) ->
         },
         Some(condition),
     )
+}
+
+/// `CUstreamBatchMemOpParams`: a union of 48 bytes, whose members begin alike.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct MemoryOperation {
+    pub operation: u32,
+    /// Flags of barriers and flushes, which have no address.
+    pub bare_flags: u32,
+    pub address: u64,
+    pub value: u64,
+    pub flags: u32,
+    pub pad: u32,
+    pub alias: u64,
+    pub unused: u64,
+}
+
+/// Several values in order. All are checked before the first is put into the stream.
+pub unsafe fn batch(
+    stream: u64,
+    count: u32,
+    operations: *const MemoryOperation,
+    flags: u32,
+) -> Outcome {
+    const MOST: u32 = 256;
+    const WAIT_32: u32 = 1;
+    const WRITE_32: u32 = 2;
+    const FLUSH: u32 = 3;
+    const WAIT_64: u32 = 4;
+    const WRITE_64: u32 = 5;
+    const BARRIER: u32 = 6;
+    if flags != 0 || count > MOST || (operations.is_null() && count > 0) {
+        return Code::INVALID_VALUE.fail(format!("{count} operations, flags {flags:#x}"));
+    }
+    let mut works = Vec::new();
+    for index in 0..count as usize {
+        // SAFETY: the caller's list has `count` elements.
+        let op = unsafe { *operations.add(index) };
+        let wide = matches!(op.operation, WAIT_64 | WRITE_64);
+        let value = Value {
+            address: op.address,
+            value: if wide {
+                op.value
+            } else {
+                op.value & u64::from(u32::MAX)
+            },
+            wide,
+        };
+        match op.operation {
+            WAIT_32 | WAIT_64 => works.push((value, Some(condition(op.flags)?))),
+            WRITE_32 | WRITE_64 => works.push((value, None)),
+            // Operations of a stream are in order and whole here.
+            BARRIER if op.bare_flags <= 1 => {}
+            FLUSH => return Code::NOT_SUPPORTED.fail("flushing writes of other devices"),
+            other => return Code::INVALID_VALUE.fail(format!("no memory operation {other}")),
+        }
+    }
+    {
+        let mut guard = state::lock()?;
+        guard.stream_of(stream)?;
+        for (value, _) in &works {
+            check_value(&guard, value)?;
+        }
+    }
+    for (value, condition) in works {
+        value_work(stream, value, condition)?;
+    }
+    Ok(())
 }
 
 pub unsafe fn event_create(out: *mut u64, flags: u32) -> Outcome {

@@ -36,7 +36,12 @@ macro_rules! driver_functions {
             device::by_pci_bus_id, (out: *mut i32, name: *const c_char), [cuDeviceGetByPCIBusId], [];
             device::texture_width, (out: *mut usize, format: u32, channels: u32, device: i32), [cuDeviceGetTexture1DLinearMaxWidth], [];
             device::affinity, (out: *mut i32, kind: u32, device: i32), [cuDeviceGetExecAffinitySupport], [];
-            device::graph_memory, (device: i32, which: u32, out: *mut u64), [cuDeviceGetGraphMemAttribute], [];
+            graph_memory::attribute, (device: i32, which: u32, out: *mut u64), [cuDeviceGetGraphMemAttribute], [];
+            graph_memory::set_attribute, (device: i32, which: u32, value: *const u64), [cuDeviceSetGraphMemAttribute], [];
+            graph_memory::add_allocation, (out: *mut u64, graph: u64, after: *const u64, count: usize, node: *mut graph_memory::AllocationNode), [cuGraphAddMemAllocNode], [];
+            graph_memory::add_free, (out: *mut u64, graph: u64, after: *const u64, count: usize, address: u64), [cuGraphAddMemFreeNode], [];
+            graph_memory::get_allocation, (node: u64, out: *mut graph_memory::AllocationNode), [cuGraphMemAllocNodeGetParams], [];
+            graph_memory::get_free, (node: u64, out: *mut u64), [cuGraphMemFreeNodeGetParams], [];
             device::graph_memory_trim, (device: i32), [cuDeviceGraphMemTrim], [];
             device::profiler, (), [cuProfilerStart cuProfilerStop], [];
             device::export_table, (out: *mut *const c_void, uuid: *const [u8; 16]), [cuGetExportTable], [];
@@ -183,6 +188,8 @@ macro_rules! driver_functions {
             copy::copy_2d_async, (raw: *const types::Memcpy2D, stream: u64), [cuMemcpy2DAsync_v2 cuMemcpy2DAsync], [cuMemcpy2DAsync_v2_ptsz];
             copy::copy_3d, (raw: *const types::Memcpy3D), [cuMemcpy3D_v2 cuMemcpy3D cuMemcpy3DPeer], [cuMemcpy3D_v2_ptds cuMemcpy3DPeer_ptds];
             copy::copy_3d_async, (raw: *const types::Memcpy3D, stream: u64), [cuMemcpy3DAsync_v2 cuMemcpy3DAsync cuMemcpy3DPeerAsync], [cuMemcpy3DAsync_v2_ptsz cuMemcpy3DPeerAsync_ptsz];
+            copy::batch, (destinations: *const u64, sources: *const u64, sizes: *const usize, count: usize, attributes: *const [u32; 6], starts: *const usize, attribute_count: usize, failed: *mut usize, stream: u64), [cuMemcpyBatchAsync], [cuMemcpyBatchAsync_ptsz];
+            copy::batch_v2, (destinations: *const u64, sources: *const u64, sizes: *const usize, count: usize, attributes: *const [u32; 6], starts: *const usize, attribute_count: usize, stream: u64), [cuMemcpyBatchAsync_v2], [cuMemcpyBatchAsync_v2_ptsz];
             copy::set_d8, (address: u64, value: u8, count: usize), [cuMemsetD8_v2 cuMemsetD8], [cuMemsetD8_v2_ptds];
             copy::set_d8_async, (address: u64, value: u8, count: usize, stream: u64), [cuMemsetD8Async], [cuMemsetD8Async_ptsz];
             copy::set_2d_d8, (address: u64, pitch: usize, value: u8, width: usize, height: usize), [cuMemsetD2D8_v2 cuMemsetD2D8], [cuMemsetD2D8_v2_ptds];
@@ -216,6 +223,7 @@ macro_rules! driver_functions {
             stream::wait_value32, (stream: u64, address: u64, value: u32, flags: u32), [cuStreamWaitValue32 cuStreamWaitValue32_v2], [cuStreamWaitValue32_ptsz cuStreamWaitValue32_v2_ptsz];
             stream::write_value64, (stream: u64, address: u64, value: u64, flags: u32), [cuStreamWriteValue64 cuStreamWriteValue64_v2], [cuStreamWriteValue64_ptsz cuStreamWriteValue64_v2_ptsz];
             stream::wait_value64, (stream: u64, address: u64, value: u64, flags: u32), [cuStreamWaitValue64 cuStreamWaitValue64_v2], [cuStreamWaitValue64_ptsz cuStreamWaitValue64_v2_ptsz];
+            stream::batch, (stream: u64, count: u32, operations: *const stream::MemoryOperation, flags: u32), [cuStreamBatchMemOp cuStreamBatchMemOp_v2], [cuStreamBatchMemOp_ptsz cuStreamBatchMemOp_v2_ptsz];
             stream::event_create, (out: *mut u64, flags: u32), [cuEventCreate], [];
             stream::event_destroy, (event: u64), [cuEventDestroy cuEventDestroy_v2], [];
             stream::event_record, (event: u64, stream: u64), [cuEventRecord], [cuEventRecord_ptsz];
@@ -318,18 +326,18 @@ macro_rules! driver_unsupported {
             cuCtxGetExecAffinity cuCtxRecordEvent cuCtxWaitEvent cuDestroyExternalMemory cuDestroyExternalSemaphore
             cuDevResourceGenerateDesc cuDevSmResourceSplitByCount cuDeviceGetDevResource
             cuDeviceGetHostAtomicCapabilities cuDeviceGetNvSciSyncAttributes cuDeviceGetP2PAtomicCapabilities
-            cuDeviceRegisterAsyncNotification cuDeviceSetGraphMemAttribute cuDeviceUnregisterAsyncNotification
+            cuDeviceRegisterAsyncNotification cuDeviceUnregisterAsyncNotification
             cuExternalMemoryGetMappedBuffer cuExternalMemoryGetMappedMipmappedArray cuFlushGPUDirectRDMAWrites
             cuFuncSetBlockShape cuFuncSetSharedSize cuGetProcAddress_v2_ptsz cuGraphAddBatchMemOpNode
-            cuGraphAddExternalSemaphoresSignalNode cuGraphAddExternalSemaphoresWaitNode cuGraphAddMemAllocNode
-            cuGraphAddMemFreeNode cuGraphAddNode cuGraphAddNode_v2 cuGraphBatchMemOpNodeGetParams
+            cuGraphAddExternalSemaphoresSignalNode cuGraphAddExternalSemaphoresWaitNode
+            cuGraphAddNode cuGraphAddNode_v2 cuGraphBatchMemOpNodeGetParams
             cuGraphBatchMemOpNodeSetParams cuGraphConditionalHandleCreate cuGraphDebugDotPrint
             cuGraphExecBatchMemOpNodeSetParams cuGraphExecChildGraphNodeSetParams
             cuGraphExecExternalSemaphoresSignalNodeSetParams cuGraphExecExternalSemaphoresWaitNodeSetParams
             cuGraphExecNodeSetParams cuGraphExternalSemaphoresSignalNodeGetParams
             cuGraphExternalSemaphoresSignalNodeSetParams cuGraphExternalSemaphoresWaitNodeGetParams
             cuGraphExternalSemaphoresWaitNodeSetParams cuGraphKernelNodeCopyAttributes cuGraphKernelNodeGetAttribute
-            cuGraphKernelNodeSetAttribute cuGraphMemAllocNodeGetParams cuGraphMemFreeNodeGetParams
+            cuGraphKernelNodeSetAttribute
             cuGraphNodeFindInClone cuGraphNodeSetParams
             cuGraphicsMapResources cuGraphicsMapResources_ptsz cuGraphicsResourceGetMappedMipmappedArray
             cuGraphicsResourceGetMappedPointer cuGraphicsResourceGetMappedPointer_v2 cuGraphicsResourceSetMapFlags
@@ -350,15 +358,15 @@ macro_rules! driver_unsupported {
             cuMemSetMemPool cuMemcpy3DBatchAsync
             cuMemcpy3DBatchAsync_ptsz cuMemcpy3DBatchAsync_v2 cuMemcpy3DBatchAsync_v2_ptsz cuMemcpyAtoA cuMemcpyAtoA_v2
             cuMemcpyAtoA_v2_ptds cuMemcpyAtoD cuMemcpyAtoD_v2 cuMemcpyAtoD_v2_ptds cuMemcpyAtoH cuMemcpyAtoHAsync
-            cuMemcpyAtoHAsync_v2 cuMemcpyAtoHAsync_v2_ptsz cuMemcpyAtoH_v2 cuMemcpyAtoH_v2_ptds cuMemcpyBatchAsync
-            cuMemcpyBatchAsync_ptsz cuMemcpyBatchAsync_v2 cuMemcpyBatchAsync_v2_ptsz cuMemcpyDtoA cuMemcpyDtoA_v2
+            cuMemcpyAtoHAsync_v2 cuMemcpyAtoHAsync_v2_ptsz cuMemcpyAtoH_v2 cuMemcpyAtoH_v2_ptds
+            cuMemcpyDtoA cuMemcpyDtoA_v2
             cuMemcpyDtoA_v2_ptds cuMemcpyHtoA cuMemcpyHtoAAsync cuMemcpyHtoAAsync_v2 cuMemcpyHtoAAsync_v2_ptsz
             cuMemcpyHtoA_v2 cuMemcpyHtoA_v2_ptds cuMipmappedArrayCreate cuMipmappedArrayDestroy cuMipmappedArrayGetLevel
             cuMipmappedArrayGetMemoryRequirements cuMipmappedArrayGetSparseProperties cuModuleGetSurfRef
             cuModuleGetTexRef cuMulticastAddDevice cuMulticastBindAddr cuMulticastBindMem cuMulticastCreate
             cuMulticastGetGranularity cuMulticastUnbind cuParamSetSize cuParamSetTexRef cuParamSetf cuParamSeti
             cuParamSetv cuProfilerInitialize cuSignalExternalSemaphoresAsync cuSignalExternalSemaphoresAsync_ptsz
-            cuStreamBatchMemOp cuStreamBatchMemOp_ptsz cuStreamBatchMemOp_v2 cuStreamBatchMemOp_v2_ptsz
+
             cuStreamGetGreenCtx cuSurfObjectCreate cuSurfObjectDestroy cuSurfObjectGetResourceDesc cuSurfRefGetArray
             cuSurfRefSetArray cuTensorMapEncodeIm2colWide cuTexObjectCreate cuTexObjectDestroy
             cuTexObjectGetResourceDesc cuTexObjectGetResourceViewDesc cuTexObjectGetTextureDesc cuTexRefCreate
@@ -408,8 +416,8 @@ pub mod ffi {
 
     use super::not_supported;
     use crate::driver::{
-        boundary, capture, context, copy, device, function, graph_api, graph_nodes, launch, link,
-        memory, module, process, stream, tensor, types, user_objects, virtual_memory,
+        boundary, capture, context, copy, device, function, graph_api, graph_memory, graph_nodes,
+        launch, link, memory, module, process, stream, tensor, types, user_objects, virtual_memory,
     };
 
     driver_functions!(define_functions);

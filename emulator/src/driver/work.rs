@@ -38,6 +38,9 @@ pub enum Work {
     WaitValue(Value, Condition),
     /// `cuMemFreeAsync`.
     Free(u64),
+    /// The memory of an allocation node is there from now on, or is gone.
+    Bring(u64),
+    Withdraw(u64),
 }
 
 /// A kernel with its configuration and parameter block.
@@ -291,7 +294,8 @@ pub enum Ended {
 /// Does the work. Host functions are called with no lock held.
 pub fn execute(work: &Work, device: &Device) -> Ended {
     match work {
-        Work::Nothing | Work::WaitValue(..) => {}
+        // Tables are changed where the lock is held: see `run.rs`.
+        Work::Nothing | Work::WaitValue(..) | Work::Bring(_) | Work::Withdraw(_) => {}
         Work::Kernel(call) => {
             let program = &call.kernel.program;
             // Every launch has a schedule of its own, the same ones in every run with the same seed.

@@ -6,9 +6,11 @@
 // Every call of the tests is a call of C: the macros say so once instead of each test at every line.
 #![allow(clippy::macro_metavars_in_unsafe)]
 
+mod batches;
 mod capture;
 mod device;
 mod graph;
+mod graph_memory;
 mod kernels;
 mod linking;
 mod memory;
