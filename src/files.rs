@@ -15,7 +15,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         )
     };
     let mut temporary = temporary_beside(path).map_err(refuse)?;
-    temporary.write_all(bytes).map_err(refuse)?;
+    temporary.as_file_mut().write_all(bytes).map_err(refuse)?;
     temporary.as_file().sync_all().map_err(refuse)?;
     temporary
         .persist(path)
@@ -46,7 +46,19 @@ pub fn temporary_beside(path: &Path) -> std::io::Result<tempfile::NamedTempFile>
         // As any other new file: the user's mask decides, not the caution of temporary files.
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
-    builder.tempfile_in(folder_of(path))
+    builder
+        .tempfile_in(folder_of(path))
+        .map_err(without_temporary_name)
+}
+
+/// The system's error alone: the temporary file's name tells a reader nothing.
+fn without_temporary_name(error: std::io::Error) -> std::io::Error {
+    let inner = error.get_ref().and_then(|inner| inner.source());
+    let inner = inner.and_then(|inner| inner.downcast_ref::<std::io::Error>());
+    match inner.and_then(std::io::Error::raw_os_error) {
+        Some(code) => std::io::Error::from_raw_os_error(code),
+        None => error,
+    }
 }
 
 #[cfg(test)]
@@ -75,6 +87,12 @@ mod tests {
         write_atomically(&path, b"two").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
-        assert!(write_atomically(&folder.path().join("missing/a.birdie"), b"x").is_err());
+        let missing = folder.path().join("missing/a.birdie");
+        let error = write_atomically(&missing, b"x").unwrap_err().to_string();
+        assert!(
+            error.contains("missing/a.birdie: No such file or directory (os error 2)")
+                && !error.contains(".part"),
+            "{error}"
+        );
     }
 }

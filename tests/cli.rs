@@ -411,6 +411,103 @@ fn ctrl_c_loses_nothing() {
     );
 }
 
+/// Runs with a limit on the size of files, which a write meets as it meets a full disk: part of it is written, then none.
+#[cfg(unix)]
+fn with_little_room(folder: &Path, blocks: u32, arguments: &str) -> (Option<i32>, String) {
+    let limited = format!(
+        "trap '' XFSZ; ulimit -f {blocks}; exec {} {arguments}",
+        env!("CARGO_BIN_EXE_birdie")
+    );
+    let mut shell = Command::new("bash");
+    let output = shell.current_dir(folder).args(["-c", &limited]).output();
+    let output = output.expect("a shell");
+    let text = String::from_utf8(output.stderr).unwrap();
+    (output.status.code(), text)
+}
+
+/// Without room for it, no file is begun, none is replaced, and the reason is one line.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_costs_nothing_but_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    let train = "train 657-nano --device emu --out run --set iterations=1 --set warmup_steps=0 \
+                 --set val_tokens_limit=256 --set eval_stride=0";
+    let refused = |blocks, arguments: &str, part: &str| {
+        let (code, text) = with_little_room(here, blocks, arguments);
+        assert_eq!(code, Some(2), "{text}");
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(
+            lines[0].starts_with("birdie: ") && lines[0].contains(part),
+            "{text}"
+        );
+        assert!(
+            lines[1].starts_with("hint: ") && !text.contains(".part"),
+            "{text}"
+        );
+    };
+    let names = |folder: &Path| -> Vec<String> {
+        let entries = folder.read_dir().unwrap().flatten();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    };
+    refused(
+        64,
+        train,
+        "checkpoint run/checkpoint.birdie: File too large",
+    );
+    assert_eq!(
+        names(&here.join("run")),
+        ["log.txt", "metrics.jsonl", "recipe.toml"]
+    );
+    // The checkpoint is whole, the artifact has no room.
+    let (code, text) = with_little_room(here, 100_000, &format!("{train} --overwrite"));
+    assert_eq!(code, Some(0), "{text}");
+    let artifact = std::fs::read(here.join("run/model.birdie")).unwrap();
+    refused(
+        16,
+        "pack run --overwrite --device emu",
+        "file run/model.birdie: File too large",
+    );
+    assert_eq!(
+        std::fs::read(here.join("run/model.birdie")).unwrap(),
+        artifact
+    );
+    refused(
+        16,
+        "export run --out w.safetensors",
+        "file w.safetensors: File too large",
+    );
+    assert_eq!(names(here), ["run"]);
+}
+
+/// A reader that goes away ends the output, not the program.
+#[cfg(unix)]
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/all_P.json");
+    for arguments in [
+        format!("parity --device emu --rows 0 {}", case.display()),
+        "recipe --reference".to_owned(),
+    ] {
+        let piped = format!(
+            "{} {arguments} | head -c 10 > /dev/null; exit ${{PIPESTATUS[0]}}",
+            env!("CARGO_BIN_EXE_birdie")
+        );
+        let output = Command::new("bash").args(["-c", &piped]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(
+            (output.status.code(), text.as_str()),
+            (Some(0), ""),
+            "{arguments}"
+        );
+    }
+}
+
 #[test]
 fn a_plan_that_does_not_fit_is_refused_after_it_is_shown() {
     let folder = tempfile::tempdir().unwrap();

@@ -9,9 +9,10 @@ mod philox;
 use std::collections::BTreeMap;
 
 use birdie::model::engine::DeviceEngine;
-use birdie::recipe::{LateQat, Quantizer, Recipe, StorageType, TttOrder};
+use birdie::recipe::{LateQat, ProjectionOptimizer, Quantizer, Recipe, StorageType, TttOrder};
 use birdie::train::engine::{
-    AdaptInputs, AdaptRule, Element, Engine, Logits, NamedTensor, StateTensor, Weights,
+    AdaptInputs, AdaptRule, Element, Engine, Logits, NamedTensor, Rates, StateTensor, StepInputs,
+    Weights,
 };
 use common::engine;
 use philox::philox;
@@ -371,6 +372,132 @@ fn snapshots_are_summed_in_the_parameters_type() {
         ..tiny()
     };
     assert!(self::engine(&recipe).collect_snapshot(true).is_err());
+}
+
+/// The engine of a tiny model with tables of these widths. Columns beyond `columns` are zero, the others do not depend on the widths.
+fn of_widths(widths: [usize; 2], columns: [usize; 2], by: ProjectionOptimizer) -> DeviceEngine {
+    let recipe = Recipe {
+        bigram_dim: widths[0],
+        ve_dim: widths[1],
+        mlp_hidden: 104,
+        projection_optimizer: by,
+        ttt_enabled: false,
+        ..tiny()
+    };
+    let mut engine = engine(&recipe);
+    randomize(&mut engine);
+    let mut tensors = engine.export(Weights::Live).unwrap();
+    tensors.retain(|t| t.name.ends_with("embed.weight") || t.name.ends_with("proj.weight"));
+    tensors.retain(|t| !t.name.starts_with("blocks."));
+    assert_eq!(tensors.len(), 4);
+    for tensor in &mut tensors {
+        let of_bigram = tensor.name.starts_with("bigram");
+        let [width, kept] = [widths, columns].map(|list| list[usize::from(!of_bigram)]);
+        assert_eq!(tensor.shape[1], width);
+        for (i, value) in tensor.values.iter_mut().enumerate() {
+            let (row, column) = (i / width, i % width);
+            *value = match column < kept {
+                true => 0.5 * noise(&tensor.name, 1000 * row + column),
+                false => 0.0,
+            };
+        }
+    }
+    engine.import(&tensors).unwrap();
+    engine
+}
+
+fn step(engine: &mut DeviceEngine, fake_quantize: bool) -> f32 {
+    let (tokens, targets) = ids(48, 11);
+    let output = engine.step(&StepInputs {
+        tokens: &tokens,
+        targets: &targets,
+        ahead: None,
+        micro_steps: 1,
+        rates: Rates {
+            matrix_lr: 0.02,
+            embedding_lr: 0.03,
+            scalar_lr: 0.02,
+            muon_momentum: 0.9,
+            grad_clip_norm: 0.3,
+        },
+        fake_quantize,
+        update_ema: true,
+    });
+    output.unwrap().loss
+}
+
+/// Tables of any width: rows are stored with zeros at their end, which nothing that leaves the device has. A model whose rows end in
+/// columns of zeros anyway is the same model, to the bit, through optimizer, average, snapshots and export.
+#[test]
+fn zeros_at_the_end_of_rows_leave_no_trace() {
+    let columns = [13, 27];
+    let adamw = ProjectionOptimizer::Adamw;
+    let mut odd = of_widths(columns, columns, adamw);
+    let mut even = of_widths([16, 32], columns, adamw);
+    for _ in 0..3 {
+        assert_eq!(step(&mut odd, false), step(&mut even, false));
+    }
+    odd.collect_snapshot(true).unwrap();
+    even.collect_snapshot(true).unwrap();
+    let cut = |tensor: &NamedTensor, width: usize| -> Vec<f32> {
+        let rows = tensor.values.chunks_exact(tensor.shape[1]);
+        rows.flat_map(|row| row[..width].to_vec()).collect()
+    };
+    for which in [Weights::Live, Weights::Ema, Weights::SnapshotSum] {
+        let mut narrower = 0;
+        for (odd, even) in odd
+            .export(which)
+            .unwrap()
+            .iter()
+            .zip(even.export(which).unwrap())
+        {
+            assert_eq!(odd.name, even.name);
+            assert_eq!(odd.values.len(), odd.shape.iter().product::<usize>());
+            if odd.shape == even.shape {
+                assert_eq!(odd.values, even.values, "{}", odd.name);
+            } else {
+                narrower += 1;
+                assert_eq!(odd.values, cut(&even, odd.shape[1]), "{}", odd.name);
+            }
+        }
+        assert_eq!(narrower, 4);
+    }
+    // What was exported is the model: another one that takes it over scores the same.
+    let (tokens, targets) = ids(48, 2);
+    let live = odd.export(Weights::Live).unwrap();
+    let mut other = of_widths(columns, columns, adamw);
+    other.import(&live).unwrap();
+    assert_eq!(
+        other.score(&tokens, &targets, 24, Logits::F32).unwrap(),
+        odd.score(&tokens, &targets, 24, Logits::F32).unwrap()
+    );
+    let state = odd.save_state().unwrap();
+    other.load_state(&state).unwrap();
+    assert_eq!(other.save_state().unwrap(), state);
+}
+
+/// Muon's step grows with sqrt(rows / columns) of the matrix itself, not of the rows as stored.
+#[test]
+fn muon_knows_the_width_without_zeros() {
+    let columns = [13, 27];
+    let moved = |widths| {
+        let mut engine = of_widths(widths, columns, ProjectionOptimizer::Muon);
+        let before = weights(&mut engine);
+        step(&mut engine, false);
+        let after = weights(&mut engine);
+        ["bigram.proj.weight", "ve_shared.proj.weight"].map(|name| {
+            let pairs = before[name].values.iter().zip(&after[name].values);
+            // The decay, 0.02 times 0.04, is the same in both.
+            let square = |(a, b): (&f32, &f32)| f64::from(b - a * (1.0 - 0.0008)).powi(2);
+            pairs.map(square).sum::<f64>().sqrt()
+        })
+    };
+    let (odd, even) = (moved(columns), moved([16, 32]));
+    // 128 x 13 of [128, 16]; [64, 27] of [64, 32].
+    for ((odd, even), ratio) in odd.iter().zip(even).zip([16.0 / 13.0, 32.0 / 27.0f64]) {
+        let error = odd / even / ratio.sqrt() - 1.0;
+        assert!(error.abs() < 1e-4, "{odd} {even}: {error}");
+    }
 }
 
 /// Both kinds of logits of one forward are what each kind's own forward gives.

@@ -34,6 +34,15 @@ fn birdie(folder: &Path, arguments: &[String]) -> String {
     text
 }
 
+/// The program without a device.
+fn birdie_alone(folder: &Path, arguments: &str) -> std::process::Output {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_birdie"));
+    let output = program
+        .current_dir(folder)
+        .args(arguments.split_whitespace());
+    output.output().expect("birdie runs")
+}
+
 /// The value behind `key` on the last line that starts with `line`.
 fn value(text: &str, line: &str, key: &str) -> f64 {
     let found = text.lines().rfind(|l| l.starts_with(line));
@@ -102,6 +111,74 @@ fn recipe_1573() {
         "final_int5_sliding_window_exact",
         &["int5+lzma", "post_swa"],
     );
+}
+
+/// From a text to shards of the published tokenizer's tokens to a score whose bytes are those of the text; shards that the tokenizer did
+/// not make are refused before anything is scored.
+#[test]
+fn shards_of_the_published_tokenizer() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fineweb_1024_bpe.model");
+    std::fs::copy(model, at("sp1024.model")).unwrap();
+    // In the validation part: a ligature that is normalised, a character that only bytes can spell, runs of spaces.
+    let demo = birdie::data::demo::text();
+    let special = "the \u{fb01}rst  \u{1f426} bird  sang";
+    let text = [&demo[..58_000], special, &demo[58_000..60_000]].concat();
+    std::fs::write(at("text.txt"), &text).unwrap();
+    let say = |line: &str| -> String {
+        let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        birdie(folder.path(), &words)
+    };
+    let made = birdie_alone(
+        folder.path(),
+        "tokenizer shards text.txt --tokenizer sp1024.model --out shards",
+    );
+    assert!(made.status.success());
+    let data = "--set data_path=shards --set tokenizer_path=sp1024.model --set vocab_size=1024";
+    let log = say(&format!(
+        "train 657-nano --out run {data} --set iterations=3 --set warmup_steps=0 --set val_tokens_limit=0 --set eval_stride=64"
+    ));
+    let bits = value(&log, "final_int6_roundtrip_exact", "val_bpb:");
+    let audit = say("eval run --audit");
+    assert!(audit.contains("0 unexplained"), "{audit}");
+    assert_eq!(value(&audit, "chunked_exact", "val_bpb:"), bits);
+
+    // Bits per byte once more, from the log's loss and the bytes that the tokens decode to, without the byte table.
+    let shard = std::fs::read(at("shards/fineweb_val_000000.bin")).unwrap();
+    let tokens: Vec<u16> = shard[1024..]
+        .chunks_exact(2)
+        .map(|b| u16::from_le_bytes([b[0], b[1]]))
+        .collect();
+    let scored = (tokens.len() - 1) / 128 * 128;
+    let tokenizer = birdie::data::Tokenizer::open("sp1024.model", folder.path()).unwrap();
+    let decoded = tokenizer.decoded_bytes(&tokens[1..=scored]);
+    let bird = "first \u{1f426} bird sang".as_bytes();
+    assert!(decoded.windows(bird.len()).any(|bytes| bytes == bird));
+    let loss = value(&log, "final_int6_roundtrip_exact", "val_loss:");
+    let expected = loss / std::f64::consts::LN_2 * scored as f64 / decoded.len() as f64;
+    assert!((bits / expected - 1.0).abs() < 2e-3, "{bits} {expected}");
+
+    // Tokens of a larger vocabulary.
+    std::fs::create_dir(at("foreign")).unwrap();
+    let mut foreign = tokens.clone();
+    foreign[700] = 1030;
+    for split in ["train", "val"] {
+        let path = at(&format!("foreign/fineweb_{split}_000000.bin"));
+        birdie::data::shard::write(&path, &foreign).unwrap();
+    }
+    for command in [
+        "eval run --audit --set data_path=foreign",
+        "train 657-nano --out other --set data_path=foreign \
+         --set tokenizer_path=sp1024.model --set vocab_size=1024",
+    ] {
+        let output = birdie_alone(folder.path(), command);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(error.contains("token 1030 at position 700"), "{error}");
+        assert_eq!(error.lines().count(), 2, "{error}");
+    }
+    assert!(!at("other").exists());
 }
 
 /// Train first, then score: the log says that this is no legal score.

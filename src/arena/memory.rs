@@ -9,7 +9,7 @@ use cust::stream::Stream;
 
 use super::{Element, Plan, Region, Tensor, size};
 use crate::driver::DriverError;
-use crate::driver::graph::wait_for_context;
+use crate::driver::graph::{after_all, wait_for_context};
 use crate::failure::Failure;
 
 /// Device memory laid out as a plan says. All of it starts as zero bytes.
@@ -60,9 +60,7 @@ impl Memory {
     pub fn read_bytes(&self, tensor: Tensor) -> Result<Vec<u8>> {
         let mut bytes = vec![0u8; tensor.bytes() as usize];
         if !bytes.is_empty() {
-            finish()?;
-            let copied = self.bytes_of(tensor).copy_to(&mut bytes);
-            copied.map_err(DriverError::from)?;
+            after_all(|| self.bytes_of(tensor).copy_to(&mut bytes))?;
         }
         Ok(bytes)
     }
@@ -78,9 +76,7 @@ impl Memory {
             "a copy fills its tensor"
         );
         if !bytes.is_empty() {
-            finish()?;
-            let copied = self.bytes_of(tensor).copy_from(bytes);
-            copied.map_err(DriverError::from)?;
+            after_all(|| self.bytes_of(tensor).copy_from(bytes))?;
         }
         Ok(())
     }

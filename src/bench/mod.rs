@@ -322,10 +322,7 @@ impl Bench<'_> {
             .engine
             .score(&tokens, &targets, self.batch.seq_len, Logits::F32)?;
         // What comes after training: the largest matrix on its way into the artifact.
-        let (d, hidden) = (
-            self.recipe.model_dim,
-            self.recipe.model_dim * self.recipe.mlp_mult,
-        );
+        let (d, hidden) = (self.recipe.model_dim, self.recipe.mlp_width());
         let weights: Vec<f32> = (0..d * hidden)
             .map(|i| ((i * 7919) % 997) as f32 / 400.0 - 1.2)
             .collect();

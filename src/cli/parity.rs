@@ -2,6 +2,7 @@
 
 use super::{Backend, DeviceArgs};
 use crate::parity::file::File;
+use crate::train::log::say;
 use anyhow::Result;
 use clap::Args;
 use std::path::PathBuf;
@@ -28,10 +29,7 @@ pub(super) fn run(args: &ParityArgs, backend: Backend) -> Result<u8> {
     // Every file is read before the first one runs: a mistake in the last one costs nothing.
     let open = |path: &PathBuf| File::open(path, args.tokenizer.as_deref());
     let files: Vec<File> = args.files.iter().map(open).collect::<Result<_>>()?;
-    println!(
-        "{}",
-        (backend.device)(args.device.device, args.device.check)?
-    );
+    say(&(backend.device)(args.device.device, args.device.check)?);
     let rows = if args.rows == 0 {
         usize::MAX
     } else {
@@ -41,14 +39,14 @@ pub(super) fn run(args: &ParityArgs, backend: Backend) -> Result<u8> {
     for file in &files {
         let tallies = file.run()?;
         for tally in tallies {
-            print!("{}", tally.report(rows));
+            say(tally.report(rows).trim_end());
             off += usize::from(!tally.passes());
         }
     }
     if off > 0 {
-        println!("{off} off");
+        say(&format!("{off} off"));
         return Ok(OFF);
     }
-    println!("all agree");
+    say("all agree");
     Ok(0)
 }

@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Result;
 use cust::context::CurrentContext;
+use cust::error::CudaResult;
 use cust::stream::Stream;
 
 use super::bindings::{
@@ -13,8 +14,9 @@ use super::bindings::{
 };
 use super::{DriverError, check};
 
-/// Held by a capture and by a wait for the whole context: the driver refuses a wait while any stream of the context captures, and
-/// ends that capture, whichever thread it belongs to.
+/// Held by a capture and by what waits for the whole context: the driver refuses a wait while any stream of the context captures, and
+/// ends that capture, whichever thread it belongs to. So it does with a copy in the default stream, which waits for the other streams;
+/// they do so, too, as cust makes no others.
 static CAPTURE_OR_WAIT: Mutex<()> = Mutex::new(());
 
 thread_local! {
@@ -33,8 +35,18 @@ fn exclusive() -> MutexGuard<'static, ()> {
 /// # Errors
 /// Those of the work that is waited for; and the driver's when this thread captures, as nothing captured is ever executed.
 pub fn wait_for_context() -> Result<(), DriverError> {
+    after_all(|| Ok(()))
+}
+
+/// Waits for everything that the current context was given, and copies before another thread captures.
+///
+/// # Errors
+/// Those of [`wait_for_context`], and of the copy.
+pub fn after_all(copy: impl FnOnce() -> CudaResult<()>) -> Result<(), DriverError> {
     let _alone = (!CAPTURING.get()).then(exclusive);
-    CurrentContext::synchronize().map_err(DriverError::from)
+    CurrentContext::synchronize()
+        .and_then(|()| copy())
+        .map_err(DriverError::from)
 }
 
 /// A captured graph.

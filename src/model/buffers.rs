@@ -69,6 +69,7 @@ pub struct Projected {
     /// `[rows, width]`
     pub table: Tensor,
     pub rows: usize,
+    /// Columns of the stored matrices, with the zeros at the end of their rows.
     pub dim: usize,
     pub width: usize,
 }
@@ -229,8 +230,8 @@ impl Weights {
         let mut reserve = |name: &str, element, shape: &[usize]| {
             plan.reserve(Region::Weights, name, element, shape)
         };
-        let mut projected = |name: &str, rows: usize, dim: usize, width: usize| {
-            let has_projection = dim != width;
+        let mut projected = |name: &str, rows: usize, [columns, dim]: [usize; 2], width: usize| {
+            let has_projection = columns != width;
             let mut part = |kind: &str, element, shape: &[usize]| {
                 reserve(&format!("{name} {kind}"), element, shape)
             };
@@ -246,11 +247,11 @@ impl Weights {
         };
         let bigram = config
             .bigram
-            .map(|b| projected("bigram", b.buckets, b.dim, d));
-        let value_embedding = config
-            .value_embedding
-            .as_ref()
-            .map(|v| projected("value embedding", config.vocab, v.dim, config.kv_dim()));
+            .map(|b| projected("bigram", b.buckets, [b.dim, b.pitch()], d));
+        let value_embedding = config.value_embedding.as_ref().map(|v| {
+            let columns = [v.dim, v.pitch()];
+            projected("value embedding", config.vocab, columns, config.kv_dim())
+        });
         let unscaled = (config.fake_quantize == FakeQuantize::Linear).then(|| Unscaled {
             attn_out: reserve("attention output, unscaled", Element::F32, &[layers, d, d]),
             down: reserve("mlp down, unscaled", Element::F32, &[layers, d, hidden]),

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use super::parameters::ROW_STEP;
 use crate::failure::Failure;
 use crate::kernels::head_loss::MOST_SOFTCAP;
 use crate::kernels::{MOST_BUCKETS, MOST_CHANNELS, MOST_VALUE_EMBEDDINGS, MOST_VOCABULARY};
@@ -59,6 +60,20 @@ pub struct Bigram {
 pub struct ValueEmbedding {
     pub dim: usize,
     pub layers: Vec<usize>,
+}
+
+impl Bigram {
+    /// Columns as stored, zeros included.
+    pub fn pitch(self) -> usize {
+        self.dim.next_multiple_of(ROW_STEP)
+    }
+}
+
+impl ValueEmbedding {
+    /// Columns as stored, zeros included.
+    pub fn pitch(&self) -> usize {
+        self.dim.next_multiple_of(ROW_STEP)
+    }
 }
 
 /// Reach of the fake quantization ("late QAT").
@@ -183,14 +198,6 @@ impl Config {
                 return refuse(why, hint);
             }
         }
-        for (key, value) in [("bigram_dim", r.bigram_dim), ("ve_dim", r.ve_dim)] {
-            if value % 8 != 0 {
-                return refuse(
-                    format!("{key} = {value} is not a multiple of 8"),
-                    "rows of a matrix start at multiples of 16 bytes",
-                );
-            }
-        }
         let value_embedding = r.ve_enabled.then(|| ValueEmbedding {
             dim: r.ve_dim,
             layers: r.ve_layers.clone(),
@@ -206,7 +213,7 @@ impl Config {
             dim: r.model_dim,
             heads: r.num_heads,
             kv_heads: r.num_kv_heads,
-            hidden: r.mlp_mult * r.model_dim,
+            hidden: r.mlp_width(),
             softcap: r.logit_softcap as f32,
             rope_base: r.rope_base,
             rope_dims: r.rope_dims,

@@ -496,7 +496,7 @@ impl Engine for DeviceEngine {
                     name: parameter.name.clone(),
                     shape: parameter.shape.clone(),
                     stored: element(parameter.stored),
-                    values: self.device.memory.read_floats(place)?,
+                    values: parameter.unpadded(self.device.memory.read_floats(place)?),
                 })
             })
             .collect()
@@ -523,7 +523,8 @@ impl Engine for DeviceEngine {
         }
         for (tensor, &index) in tensors.iter().zip(&places) {
             let memory = &self.device.memory;
-            memory.write_floats(layout.values(index), &tensor.values)?;
+            let values = layout.parameters[index].padded(&tensor.values);
+            memory.write_floats(layout.values(index), &values)?;
             if let (0, Some(average)) = (self.updates, layout.average(index)) {
                 let stored = memory.read_floats(layout.values(index))?;
                 memory.write_floats(average, &stored)?;

@@ -49,7 +49,7 @@ impl DeviceEngine {
         let used = layout.parameters.iter().enumerate().filter(|(_, p)| p.used);
         used.map(|(index, parameter)| {
             let values = self.device().memory.read_floats(layout.gradient(index))?;
-            Ok((parameter.name.clone(), values))
+            Ok((parameter.name.clone(), parameter.unpadded(values)))
         })
         .collect()
     }

@@ -8,7 +8,7 @@
 //!
 //! bf16 tables are a flat array of their own. Gradients and averages are f32 flat arrays over everything, with the same order and
 //! offsets, tables last. So the global gradient norm is one sum, and each AdamW group is one span. Every tensor starts at a
-//! multiple of 8 elements; the gaps are zero and stay zero.
+//! multiple of 8 elements, and so does every row of a matrix ([`Parameter::pitch`]); the gaps are zero and stay zero.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -63,7 +63,7 @@ impl Layout {
             let parameter = &parameters[index];
             offsets[index] = end;
             let start = end;
-            end += (parameter.elements() as u64).next_multiple_of(STEP);
+            end += (parameter.stored_elements() as u64).next_multiple_of(STEP);
             spans
                 .entry((parameter.group, parameter.used))
                 .and_modify(|span| span.end = end)
@@ -180,10 +180,10 @@ impl Layout {
     }
 
     fn elements(&self, index: usize) -> u64 {
-        self.parameters[index].elements() as u64
+        self.parameters[index].stored_elements() as u64
     }
 
-    /// The stored values of a parameter: f32, or bf16 for a bf16 table.
+    /// The stored values of a parameter: f32, or bf16 for a bf16 table. Like the other places below they have the padding of rows.
     pub fn values(&self, index: usize) -> Tensor {
         self.within(index, self.masters, self.bf16_tables)
     }
@@ -355,7 +355,10 @@ mod tests {
                     layout.tables.contains(&offset),
                     parameter.group == Group::Table
                 );
-                assert_eq!(layout.values(index).elements, parameter.elements() as u64);
+                assert_eq!(
+                    layout.values(index).elements,
+                    parameter.stored_elements() as u64
+                );
             }
             let unused: Vec<&str> = layout
                 .parameters

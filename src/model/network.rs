@@ -84,7 +84,7 @@ impl Network {
         match self.weights.bf16_tables {
             Some(tables) => tables.slice(
                 self.layout.offset(index) - self.layout.tables.start,
-                self.layout.parameters[index].elements() as u64,
+                self.layout.parameters[index].stored_elements() as u64,
             ),
             None => self.layout.values(index),
         }
@@ -418,13 +418,13 @@ fn weight_products(config: &Config) -> Vec<(usize, usize)> {
         (logit_pitch(config.vocab), d),
     ];
     if let Some(bigram) = config.bigram {
-        shapes.push((d, bigram.dim));
-        shapes.push((bigram.buckets, d.max(bigram.dim)));
+        shapes.push((d, bigram.pitch()));
+        shapes.push((bigram.buckets, d.max(bigram.pitch())));
     }
     if let Some(embedding) = &config.value_embedding {
         let kv = config.kv_dim();
-        shapes.push((kv, embedding.dim));
-        shapes.push((config.vocab, kv.max(embedding.dim)));
+        shapes.push((kv, embedding.pitch()));
+        shapes.push((config.vocab, kv.max(embedding.pitch())));
     }
     shapes
 }

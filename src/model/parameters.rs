@@ -3,6 +3,8 @@
 //! Names are those of the unbanked module whatever the recipe: a bank is a layout, and all matrices of one shape lie in one bank
 //! on the device in every recipe. The order is that of the published unbanked state dict.
 
+use std::borrow::Cow;
+
 use super::config::{Config, ValueResidual};
 use crate::recipe::{ProjectionOptimizer, Recipe, StorageType};
 
@@ -101,9 +103,58 @@ pub const BLOCK_MATRICES: [(&str, Bank, bool); 6] = [
     ("mlp.proj.weight", Bank::MlpDown, false),
 ];
 
+/// Rows of a matrix start at multiples of this many elements: 16 bytes in bf16, as the copies of the products want it.
+pub const ROW_STEP: usize = 8;
+
 impl Parameter {
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// Columns of a matrix as it is stored on the device. Up to seven more than it has: they are zero, have a gradient of zero and
+    /// stay zero under every update, and nothing that leaves the device has them.
+    pub fn pitch(&self) -> usize {
+        let columns = self.columns();
+        match self.shape.len() {
+            2 => columns.next_multiple_of(ROW_STEP),
+            _ => columns,
+        }
+    }
+
+    /// Elements as stored.
+    pub fn stored_elements(&self) -> usize {
+        match self.columns() {
+            0 => 0,
+            columns => self.elements() / columns * self.pitch(),
+        }
+    }
+
+    /// The values of the parameter as they are stored.
+    pub fn padded<'a>(&self, values: &'a [f32]) -> Cow<'a, [f32]> {
+        if self.pitch() == self.columns() {
+            return values.into();
+        }
+        let mut stored = vec![0.0; self.stored_elements()];
+        let rows = stored.chunks_exact_mut(self.pitch());
+        for (stored, row) in rows.zip(values.chunks_exact(self.columns())) {
+            stored[..row.len()].copy_from_slice(row);
+        }
+        stored.into()
+    }
+
+    /// The values of the parameter from what is stored.
+    pub fn unpadded(&self, stored: Vec<f32>) -> Vec<f32> {
+        if self.pitch() == self.columns() {
+            return stored;
+        }
+        let rows = stored.chunks_exact(self.pitch());
+        rows.flat_map(|row| &row[..self.columns()])
+            .copied()
+            .collect()
+    }
+
+    fn columns(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
     }
 }
 

@@ -24,6 +24,8 @@ pub struct Muon {
 #[derive(Debug, Clone, Copy)]
 struct Group {
     bank: Bank,
+    /// `sqrt(max(1, rows / columns))` of the matrices without the padding of their rows.
+    shape_factor: f32,
     start: u64,
     x: Tensor,
     y: Tensor,
@@ -36,19 +38,19 @@ impl Muon {
     pub fn plan(recipe: &Recipe, layout: &Layout, plan: &mut Plan) -> Self {
         let mut groups = Vec::new();
         // Largest bank first, as published.
-        let mut banks: Vec<(u64, Bank)> = Vec::new();
-        for (span, members) in layout.banks.iter().zip(layout.bank_members()) {
+        let mut banks: Vec<(usize, Bank)> = Vec::new();
+        for members in layout.bank_members() {
             let Some(&first) = members.first() else {
                 continue;
             };
-            banks.push((span.start, matrix_bank(layout, first, members.len())));
+            banks.push((first, matrix_bank(layout, first, members.len())));
         }
         banks.sort_by_key(|(_, bank)| std::cmp::Reverse(bank.matrices * bank.elements()));
         for &index in &layout.matrices {
-            banks.push((layout.offset(index), matrix_bank(layout, index, 1)));
+            banks.push((index, matrix_bank(layout, index, 1)));
         }
-        for (start, bank) in banks {
-            groups.push(plan.scratch(|plan| Group::plan(bank, start, plan)));
+        for (first, bank) in banks {
+            groups.push(plan.scratch(|plan| Group::plan(layout, first, bank, plan)));
         }
         Self {
             groups,
@@ -97,7 +99,7 @@ impl Muon {
                 step,
                 1.0,
                 self.weight_decay,
-                bank.shape_factor(),
+                group.shape_factor,
             )?;
         }
         Ok(())
@@ -105,16 +107,18 @@ impl Muon {
 }
 
 fn matrix_bank(layout: &Layout, index: usize, matrices: usize) -> Bank {
-    let shape = &layout.parameters[index].shape;
+    let parameter = &layout.parameters[index];
     Bank {
         matrices: matrices as u64,
-        rows: shape[0] as u64,
-        columns: shape[1] as u64,
+        rows: parameter.shape[0] as u64,
+        columns: parameter.pitch() as u64,
     }
 }
 
 impl Group {
-    fn plan(bank: Bank, start: u64, plan: &mut Plan) -> Self {
+    /// `first` is the bank's first matrix.
+    fn plan(layout: &Layout, first: usize, bank: Bank, plan: &mut Plan) -> Self {
+        let unpadded = layout.parameters[first].shape[1] as u64;
         let (count, side) = (bank.matrices as usize, bank.side() as usize);
         let (rows, columns) = (bank.rows as usize, bank.columns as usize);
         let mut reserve = |name: &str, element, shape: &[usize]| {
@@ -123,7 +127,12 @@ impl Group {
         };
         Self {
             bank,
-            start,
+            shape_factor: Bank {
+                columns: unpadded,
+                ..bank
+            }
+            .shape_factor(),
+            start: layout.offset(first),
             x: reserve("x", Element::Bf16, &[count, rows, columns]),
             y: reserve("y", Element::Bf16, &[count, rows, columns]),
             gram: reserve("gram", Element::Bf16, &[count, side, side]),

@@ -56,12 +56,6 @@ fn check_names(case: &Case, config: &Config, recipe: &Recipe) -> Result<()> {
 
 fn described(case: &Case) -> Result<(Recipe, Config)> {
     let model = &case.model;
-    ensure!(
-        model.mlp_hidden.is_multiple_of(model.model_dim),
-        "mlp_hidden = {} is not a multiple of model_dim = {}",
-        model.mlp_hidden,
-        model.model_dim
-    );
     let has = |name: &str| case.weights.iter().any(|w| w.name == name);
     let xsa_last_n = model.xsa_layers.len();
     let last_layers = model.num_layers - xsa_last_n.min(model.num_layers)..model.num_layers;
@@ -83,7 +77,7 @@ fn described(case: &Case) -> Result<(Recipe, Config)> {
         num_heads: model.num_heads,
         num_kv_heads: model.num_kv_heads,
         head_dim: model.head_dim,
-        mlp_mult: model.mlp_hidden / model.model_dim,
+        mlp_hidden: model.mlp_hidden,
         bigram_vocab_size: if has("bigram.embed.weight") {
             model.bigram_buckets
         } else {

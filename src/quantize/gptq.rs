@@ -6,7 +6,8 @@
 //! chosen by plain mean squared error, as published.
 //!
 //! The published code works in f32 and in blocks of 128 columns, which only changes the order of additions; here it
-//! is f64 throughout.
+//! is f64 throughout. Blocks are used here, too: what a block's errors do to the columns behind it is one matrix product, and
+//! so is nearly all of the factor.
 
 use super::RowCodes;
 use super::clip_search::{Found, percentiles, scales};
@@ -15,8 +16,12 @@ use nalgebra::DMatrix;
 
 /// Relative damping of the Hessian's diagonal.
 const DAMPING: f64 = 0.01;
-/// Rows that share one pass over U.
-const ROWS: usize = 8;
+/// Columns whose errors reach the columns behind them together.
+const BLOCK: usize = 64;
+/// Rows that go through the columns together.
+const ROWS: usize = 64;
+/// Matrices of up to this side are factored column by column.
+const SMALL: usize = 64;
 
 /// Why no factor exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,9 +30,45 @@ pub struct NotPositiveDefinite;
 /// The order of columns and the factor for it.
 struct Factor {
     order: Vec<usize>,
-    /// Row-major upper triangle of U in that order, one boxed row from its diagonal on.
-    rows: Vec<Box<[f64]>>,
+    /// Uᵀ in that order: column c is row c of U, zero before its diagonal.
+    transposed: DMatrix<f64>,
     dead: Vec<bool>,
+}
+
+/// L⁻¹ of a positive definite matrix L Lᵀ, by halves:
+///
+/// ```text
+/// A = | A₁  ·  |   M₁ = L₁⁻¹   L₂₁ = A₂₁ M₁ᵀ   M₂ from A₂ - L₂₁ L₂₁ᵀ   L⁻¹ = |      M₁           0 |
+///     | A₂₁ A₂ |                                                               | -M₂ (L₂₁ M₁)    M₂ |
+/// ```
+fn inverse_of_factor(matrix: &DMatrix<f64>) -> Option<DMatrix<f64>> {
+    let n = matrix.nrows();
+    if n <= SMALL {
+        let lower = nalgebra::Cholesky::new(matrix.clone())?.unpack();
+        let inverse = lower.solve_lower_triangular(&DMatrix::identity(n, n))?;
+        return inverse.iter().all(|v| v.is_finite()).then_some(inverse);
+    }
+    let (half, rest) = (n / 2, n - n / 2);
+    let first = inverse_of_factor(&matrix.view((0, 0), (half, half)).into_owned())?;
+    let below = matrix.view((half, 0), (rest, half)) * first.transpose();
+    let mut second = matrix.view((half, half), (rest, rest)).into_owned();
+    let product = std::thread::scope(|scope| {
+        let product = scope.spawn(|| &below * &first);
+        second.gemm(-1.0, &below, &below.transpose(), 1.0);
+        product
+            .join()
+            .expect("a product of matrices does not panic")
+    });
+    let second = inverse_of_factor(&second)?;
+    let mut inverse = DMatrix::zeros(n, n);
+    inverse.view_mut((0, 0), (half, half)).copy_from(&first);
+    inverse
+        .view_mut((half, 0), (rest, half))
+        .gemm(-1.0, &second, &product, 0.0);
+    inverse
+        .view_mut((half, half), (rest, rest))
+        .copy_from(&second);
+    Some(inverse)
 }
 
 fn factor(hessian: &[f32], cols: usize) -> Result<Factor, NotPositiveDefinite> {
@@ -54,23 +95,13 @@ fn factor(hessian: &[f32], cols: usize) -> Result<Factor, NotPositiveDefinite> {
             f64::from(hessian[a * cols + b])
         }
     });
-    let lower = nalgebra::Cholesky::new(matrix)
-        .ok_or(NotPositiveDefinite)?
-        .unpack();
-    if !lower.iter().all(|v| v.is_finite()) {
-        return Err(NotPositiveDefinite);
-    }
-    let inverse = lower
-        .solve_lower_triangular(&DMatrix::identity(cols, cols))
-        .ok_or(NotPositiveDefinite)?;
-    let rows = (0..cols)
-        .map(|i| {
-            (i..cols)
-                .map(|j| inverse[(cols - 1 - i, cols - 1 - j)])
-                .collect()
-        })
-        .collect();
-    Ok(Factor { order, rows, dead })
+    let inverse = inverse_of_factor(&matrix).ok_or(NotPositiveDefinite)?;
+    let transposed = DMatrix::from_fn(cols, cols, |j, i| inverse[(cols - 1 - i, cols - 1 - j)]);
+    Ok(Factor {
+        order,
+        transposed,
+        dead,
+    })
 }
 
 /// Quantizes a matrix with rows of `cols` under `hessian` (`cols * cols`, symmetric).
@@ -167,18 +198,33 @@ fn quantize_rows(
     errors: &mut [f64],
 ) {
     let cols = factor.order.len();
-    let mut work = original.to_vec();
-    for c in 0..cols {
-        let u = &factor.rows[c];
-        for (r, row) in work.chunks_exact_mut(cols).enumerate() {
+    let row_count = original.len() / cols;
+    // Rows of the matrix are columns here: contiguous.
+    let mut work = DMatrix::from_column_slice(cols, row_count, original);
+    let mut block_errors = DMatrix::zeros(BLOCK, row_count);
+    for begin in (0..cols).step_by(BLOCK) {
+        let end = (begin + BLOCK).min(cols);
+        for (r, row) in work.as_mut_slice().chunks_exact_mut(cols).enumerate() {
             let scale = f64::from(scales[r].to_f32());
-            let q = (row[c] / scale).round_ties_even().clamp(-limit, limit);
-            codes[r * cols + c] = q as i8;
-            errors[r] += (original[r * cols + c] - q * scale).powi(2);
-            let error = (row[c] - q * scale) / u[0];
-            for (w, u) in row[c..].iter_mut().zip(u.iter()) {
-                *w -= error * u;
+            for c in begin..end {
+                let u = &factor.transposed.as_slice()[c * cols..][..end];
+                let q = (row[c] / scale).round_ties_even().clamp(-limit, limit);
+                codes[r * cols + c] = q as i8;
+                errors[r] += (original[r * cols + c] - q * scale).powi(2);
+                let error = (row[c] - q * scale) / u[c];
+                block_errors[(c - begin, r)] = error;
+                for (w, u) in row[c..end].iter_mut().zip(&u[c..]) {
+                    *w -= error * u;
+                }
             }
+        }
+        if end < cols {
+            let reach = factor
+                .transposed
+                .view((end, begin), (cols - end, end - begin));
+            let errors = block_errors.view((0, 0), (end - begin, row_count));
+            work.view_mut((end, 0), (cols - end, row_count))
+                .gemm(-1.0, &reach, &errors, 1.0);
         }
     }
 }

@@ -50,9 +50,15 @@ pub fn check(r: &Recipe) -> Result<()> {
         r.num_heads
     );
     require!(
-        r.mlp_mult >= 1,
+        r.mlp_mult >= 1 || r.mlp_hidden > 0,
         "the published recipes use 3",
         "mlp_mult = 0 leaves no MLP"
+    );
+    require!(
+        r.mlp_hidden.is_multiple_of(8),
+        "rows of a matrix start at multiples of 16 bytes",
+        "mlp_hidden = {} is not a multiple of 8",
+        r.mlp_hidden
     );
     require!(
         (2..=65_536).contains(&r.vocab_size),
@@ -329,6 +335,7 @@ mod tests {
             ("num_heads", "7"),
             ("num_kv_heads", "3"),
             ("mlp_mult", "0"),
+            ("mlp_hidden", "100"),
             ("bigram_vocab_size", "1"),
             ("bigram_dim", "0"),
             ("xsa_last_n", "12"),

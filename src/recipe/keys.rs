@@ -255,6 +255,7 @@ recipe_keys! {
         num_kv_heads: usize = 4, Published, "Key and value heads; divides `num_heads`.";
         head_dim: usize = 64, Own, "Width of a head. The kernels serve 64.";
         mlp_mult: usize = 3, Published, "MLP hidden width as a multiple of `model_dim`; the activation is LeakyReLU(0.5) squared.";
+        mlp_hidden: usize = 0, Own, "MLP hidden width itself, a multiple of 8; 0 = `mlp_mult * model_dim`.";
         tied_embed_init_std: f64 = 0.005, Published, "Standard deviation of the initial token embedding, which is also the head.";
         bigram_vocab_size: usize = 2048, Published, "Buckets of the BigramHash embedding; 0 = none.";
         bigram_dim: usize = 128, Published, "Width of the BigramHash embedding before its projection; equal to `model_dim` = no projection.";

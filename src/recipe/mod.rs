@@ -34,6 +34,16 @@ pub const BUILT_IN: &[(&str, &str)] = &[
     ("1473-nano", include_str!("../../recipes/nano/1473.toml")),
 ];
 
+impl Recipe {
+    /// MLP hidden width.
+    pub fn mlp_width(&self) -> usize {
+        match self.mlp_hidden {
+            0 => self.mlp_mult * self.model_dim,
+            width => width,
+        }
+    }
+}
+
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {

@@ -10,6 +10,7 @@ use serde_json::Value;
 use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 /// The outputs of one run.
@@ -169,15 +170,21 @@ impl Reporter {
     }
 }
 
-/// A line on standard output; a closed pipe is not an error.
+/// A line on standard output. A closed pipe is not an error; anything else that keeps it from being read is said once, and nothing
+/// ends for it: what a run needs is in its files.
 pub fn say(line: &str) {
     if cfg!(test) {
         // The test harness captures this macro's output only.
         println!("{line}");
         return;
     }
-    // The only failure of interest is a reader that went away, and then nobody is left to tell.
-    let _ = writeln!(std::io::stdout(), "{line}");
+    static LOST: Once = Once::new();
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            LOST.call_once(|| eprintln!("birdie: standard output is lost: {error}"));
+        }
+        _ => {}
+    }
 }
 
 fn keep_until(path: &Path, step: usize) -> Result<()> {
