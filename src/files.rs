@@ -51,12 +51,11 @@ pub fn temporary_beside(path: &Path) -> std::io::Result<tempfile::NamedTempFile>
         .map_err(without_temporary_name)
 }
 
-/// The system's error alone: the temporary file's name tells a reader nothing.
+/// The system's error alone: the temporary file's name, which the crate appends, tells a reader nothing.
 fn without_temporary_name(error: std::io::Error) -> std::io::Error {
-    let inner = error.get_ref().and_then(|inner| inner.source());
-    let inner = inner.and_then(|inner| inner.downcast_ref::<std::io::Error>());
-    match inner.and_then(std::io::Error::raw_os_error) {
-        Some(code) => std::io::Error::from_raw_os_error(code),
+    let text = error.to_string();
+    match text.split_once(" at path ") {
+        Some((reason, _)) => std::io::Error::new(error.kind(), reason),
         None => error,
     }
 }
