@@ -110,17 +110,17 @@ impl AttentionShape {
     }
 }
 
-/// Logits of the per-head gate: the columns behind q, k and v of the raw projection, [`gate_columns`] of them reserved.
+/// Logits of the per-head gate: what the QKV product has behind q, k and v, [`gate_columns`] of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Gate {
-    /// Raw projection bf16 `[N, stride]`.
-    pub qkv: DevPtr,
+    /// bf16, rows of `stride` elements.
+    pub logits: DevPtr,
     pub stride: u64,
     /// f32 `[H]`.
     pub bias: DevPtr,
 }
 
-/// Columns of the raw projection that are the gate's: one for each head, rounded up to 16.
+/// Columns of the QKV product that are the gate's: one for each head, rounded up to 16.
 pub fn gate_columns(shape: AttentionShape) -> u64 {
     shape.heads().next_multiple_of(16)
 }
@@ -135,21 +135,20 @@ impl Gate {
         let Some(gate) = gate else {
             return Ok((0, 0, 0));
         };
-        let columns = shape.columns();
-        let used = columns + gate_columns(shape);
-        checks.limit(gate.stride >= used, || {
+        let columns = gate_columns(shape);
+        checks.limit(gate.stride >= columns, || {
             format!(
-                "rows of {} columns have no room for the gate behind {columns}",
-                gate.stride
+                "rows of {} gate logits, {columns} needed for {} heads",
+                gate.stride,
+                shape.heads()
             )
         })?;
         let rows = shape.sequences * shape.tokens;
-        let reach = (rows - 1) * gate.stride + used;
-        checks.array("gate_logits", gate.qkv, 2, &[reach])?;
+        let reach = (rows - 1) * gate.stride + columns;
+        checks.array("gate_logits", gate.logits, 2, &[reach])?;
         checks.list("gate_bias", gate.bias, 4, &[shape.heads()])?;
-        let logits = gate.qkv.offset(2 * columns).address;
         let stride = checks.int("gate_stride", gate.stride)?;
-        Ok((logits, stride, gate.bias.address))
+        Ok((gate.logits.address, stride, gate.bias.address))
     }
 }
 

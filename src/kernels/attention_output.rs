@@ -3,7 +3,7 @@
 use anyhow::Result;
 use cust::stream::Stream;
 
-use super::attention_forward::{AttentionShape, Gate, HEAD_DIM};
+use super::attention_forward::{AttentionShape, Gate, HEAD_DIM, gate_columns};
 use super::qkv::check_heads;
 use super::row_scale::RowScale;
 use super::{Checks, DevPtr, Kernels, Work, address, head_grid};
@@ -32,8 +32,9 @@ pub struct AttentionOutputGradients {
     pub delta: DevPtr,
     /// bf16 `[N, KV 64]`, with XSA.
     pub dv_extra: Option<DevPtr>,
-    /// Gradient of the raw projection, bf16 `[N, stride]`, its rows times `scale`, with a gate: its gate columns are written.
+    /// Gradient of the QKV product, bf16 `[N, dqkv_stride]`, its rows times `scale`, with a gate: the columns of its logits are written.
     pub dqkv: Option<DevPtr>,
+    pub dqkv_stride: u64,
     /// What the rows of the projection were multiplied by.
     pub scale: Option<RowScale>,
     /// f32 `[attention_output_partials, H]`, with a gate: sums for its bias.
@@ -64,7 +65,7 @@ impl Kernels {
         checks.array("out", operands.out, 2, &[rows, width])?;
         checks.array("qkv_in", operands.qkv_in, 2, &[rows, shape.columns()])?;
         checks.optional("along", operands.along, 4, &[shape.statistics()])?;
-        let (logits, stride, bias) = Gate::parameters(operands.gate, checks, shape)?;
+        let (logits, gate_stride, bias) = Gate::parameters(operands.gate, checks, shape)?;
         checks.array("dout", g.dout, 2, &[rows, width])?;
         checks.optional("dy", g.dy, 2, &[rows, width])?;
         checks.array("delta", g.delta, 4, &[shape.statistics()])?;
@@ -78,8 +79,15 @@ impl Kernels {
                 && g.partial.is_some() == gated,
             || format!("dy, dv_extra, dqkv, partial do not go with xsa {xsa} and gate {gated}"),
         )?;
-        let gate_stride = operands.gate.map_or(0, |gate| gate.stride);
-        checks.optional("dqkv", g.dqkv, 2, &[rows, gate_stride])?;
+        let columns = shape.columns() + gate_columns(shape);
+        checks.limit(!gated || g.dqkv_stride >= columns, || {
+            format!(
+                "rows of dqkv have {} columns, {columns} needed for q, k, v and the gate",
+                g.dqkv_stride
+            )
+        })?;
+        checks.optional("dqkv", g.dqkv, 2, &[rows, g.dqkv_stride])?;
+        let stride = checks.int("dgate_stride", g.dqkv_stride)?;
         let value = operands.qkv_in.offset(2 * (shape.columns() - kv_width));
         let value_stride = shape.columns() as i32;
         let along = address(operands.along);
@@ -105,7 +113,7 @@ impl Kernels {
                 &value,
                 &value_stride,
                 &logits,
-                &stride,
+                &gate_stride,
                 &bias,
                 &dy,
                 &g.delta,

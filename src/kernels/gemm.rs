@@ -83,6 +83,11 @@ impl Tile {
         }
     }
 
+    /// CTA-sized tiles of an `[m, n]` matrix, whole clusters.
+    pub(super) fn count(self, m: u64, n: u64) -> u64 {
+        self.facts().count(m, n)
+    }
+
     /// The tile whose waves over an H100 are predicted to take least time, tensor cores or L2, whichever is slower; with equal times
     /// the one that multiplies less.
     pub fn of(m: u64, n: u64, batches: u64) -> Tile {
@@ -162,15 +167,20 @@ pub fn shared_bytes(entry: &str) -> u32 {
 }
 
 #[derive(Clone, Copy)]
-struct Shape {
-    m: u64,
-    n: u64,
-    k: u64,
-    batches: u64,
+pub(super) struct Shape {
+    pub m: u64,
+    pub n: u64,
+    pub k: u64,
+    pub batches: u64,
 }
 
 impl Shape {
-    fn of(checks: Checks, orientation: Orientation, a: Matrix, b: Matrix) -> Result<Self> {
+    pub(super) fn of(
+        checks: Checks,
+        orientation: Orientation,
+        a: Matrix,
+        b: Matrix,
+    ) -> Result<Self> {
         let ((m, k), (n, other)) = match orientation {
             Orientation::Nt => ((a.rows, a.columns), (b.rows, b.columns)),
             Orientation::Nn => ((a.rows, a.columns), (b.columns, b.rows)),
@@ -190,7 +200,7 @@ impl Shape {
         })
     }
 
-    fn ints(self, checks: Checks) -> Result<[i32; 4]> {
+    pub(super) fn ints(self, checks: Checks) -> Result<[i32; 4]> {
         Ok([
             checks.int("m", self.m)?,
             checks.int("n", self.n)?,
@@ -200,7 +210,7 @@ impl Shape {
     }
 
     /// FLOPs of the products and bytes of the operands and of `outputs` bytes per element of D.
-    fn work(self, output_bytes: u64) -> Work {
+    pub(super) fn work(self, output_bytes: u64) -> Work {
         let Self { m, n, k, batches } = self;
         Work {
             flops: 2 * m * n * k * batches,
@@ -210,7 +220,7 @@ impl Shape {
 }
 
 /// Maps of the two operands: boxes of 128 rows where k is contiguous, of 64 k otherwise.
-fn operand_maps(
+pub(super) fn operand_maps(
     checks: Checks,
     orientation: Orientation,
     a: Matrix,
@@ -267,7 +277,7 @@ pub struct SplitReduce {
 
 impl Kernels {
     /// `ctas` tiles of this kind.
-    fn gemm_launch(
+    pub(super) fn gemm_launch(
         &self,
         stream: &Stream,
         entry: &'static str,
@@ -295,7 +305,7 @@ impl Kernels {
         )
     }
 
-    fn tile(&self, shape: Shape) -> (Tile, u64) {
+    pub(super) fn tile(&self, shape: Shape) -> (Tile, u64) {
         let Shape { m, n, batches, .. } = shape;
         let tile = self.tile.unwrap_or_else(|| Tile::of(m, n, batches));
         (tile, tile.facts().count(m, n) * batches)

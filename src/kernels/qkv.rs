@@ -1,4 +1,4 @@
-//! Twin of `cuda/qkv.cu`: between the QKV product and attention.
+//! Twin of `cuda/qkv.cu`: between the QKV product and attention, backwards. The way forward is in [`super::gemm_qkv`].
 
 use anyhow::Result;
 use cust::stream::Stream;
@@ -53,13 +53,23 @@ pub struct ValueEmbedding {
     pub scale: DevPtr,
 }
 
-/// What the forward and the backward kernel share.
+/// Layer 0's raw value: rows of `stride` elements, from the first value column on.
+#[derive(Clone, Copy, Debug)]
+pub struct FirstValue {
+    pub pointer: DevPtr,
+    pub stride: u64,
+}
+
+/// What the forward writes and the backward reads, and what both read.
 #[derive(Clone, Copy, Debug)]
 pub struct QkvOperands {
     pub shape: AttentionShape,
-    /// Raw projection, bf16 `[N, stride]`.
-    pub qkv: DevPtr,
-    pub stride: u64,
+    /// Attention's input, bf16 `[N, C]`.
+    pub ready: DevPtr,
+    /// What normed the heads of q and k, f32 `[N, inverse_rms_pitch]`: row factor / rms.
+    pub inverse_rms: DevPtr,
+    /// The value before embedding and mix, bf16 `[N, KV 64]`; needed with a mix.
+    pub v_raw: Option<DevPtr>,
     /// f32 `[H]`.
     pub q_gain: DevPtr,
     /// f32 `[T, rope_dims]`, see [`rope_table`].
@@ -68,9 +78,13 @@ pub struct QkvOperands {
     pub rope_dims: u64,
     pub value_embedding: Option<ValueEmbedding>,
     pub mix: ValueMix,
-    /// q | k | v of layer 0, `[N, first_stride]`, of which the mix takes v; needed with a mix.
-    pub first_qkv: Option<DevPtr>,
-    pub first_stride: u64,
+    /// Needed with a mix.
+    pub v_first: Option<FirstValue>,
+}
+
+/// Elements of a row of [`QkvOperands::inverse_rms`]: four heads are read and written at once.
+pub fn inverse_rms_pitch(heads: u64, kv_heads: u64) -> u64 {
+    (heads + kv_heads).next_multiple_of(4)
 }
 
 /// What a layer does with the gradient of layer 0's value.
@@ -94,6 +108,7 @@ pub struct QkvGradients {
     pub dv_extra: Option<DevPtr>,
     /// Gradient of the raw projection, bf16 `[N, stride]`, its rows times `scale`; its gate columns are left alone.
     pub dqkv: DevPtr,
+    pub stride: u64,
     /// What the rows of the projection were multiplied by.
     pub scale: Option<RowScale>,
     /// bf16 `[N, KV 64]`; needed for every role but `None`.
@@ -124,43 +139,35 @@ pub fn rope_table(tokens: u64, base: f64, dims: u64) -> Vec<f32> {
     (0..tokens).flat_map(row).collect()
 }
 
-/// Addresses and sizes in the order in which both kernels take them.
-struct Common {
-    stride: i32,
-    pairs: i32,
-    ids: u64,
-    table: u64,
-    scale: u64,
-    first: u64,
-    first_stride: i32,
-    mix: u64,
-    mode: i32,
-    rows: i32,
-    tokens: i32,
-    heads: i32,
-    kv_heads: i32,
+/// Addresses and sizes as both kernels take them.
+pub(super) struct Common {
+    pub pairs: i32,
+    pub v_raw: u64,
+    pub ids: u64,
+    pub table: u64,
+    pub scale: u64,
+    pub first: u64,
+    pub first_stride: i32,
+    pub mix: u64,
+    pub mode: i32,
+    pub tokens: i32,
+    pub heads: i32,
+    pub kv_heads: i32,
 }
 
 impl QkvOperands {
-    fn rows(&self) -> u64 {
+    pub(super) fn rows(&self) -> u64 {
         self.shape.sequences * self.shape.tokens
     }
 
-    fn common(&self, checks: Checks) -> Result<Common> {
+    pub(super) fn common(&self, checks: Checks) -> Result<Common> {
         let shape = self.shape;
         let (rows, kv_width) = (self.rows(), shape.kv_heads * HEAD_DIM);
         check_heads(checks, shape)?;
-        checks.limit(
-            self.stride >= shape.columns() && self.stride.is_multiple_of(8),
-            || {
-                format!(
-                    "rows of qkv have {} columns, {} needed, in multiples of 8",
-                    self.stride,
-                    shape.columns()
-                )
-            },
-        )?;
-        checks.array("qkv", self.qkv, 2, &[rows, self.stride])?;
+        checks.array("ready", self.ready, 2, &[rows, shape.columns()])?;
+        let pitch = inverse_rms_pitch(shape.heads(), shape.kv_heads);
+        checks.array("inverse_rms", self.inverse_rms, 4, &[rows, pitch])?;
+        checks.optional("v_raw", self.v_raw, 2, &[rows, kv_width])?;
         checks.list("q_gain", self.q_gain, 4, &[shape.heads()])?;
         checks.limit(
             (2..=HEAD_DIM).contains(&self.rope_dims) && self.rope_dims.is_multiple_of(2),
@@ -172,43 +179,41 @@ impl QkvOperands {
             },
         )?;
         // Rows of the published 16 are read 16 bytes at a time.
-        let list = [shape.tokens * self.rope_dims];
         if self.rope_dims == 16 {
             checks.array("rope", self.rope, 4, &[shape.tokens, 16])?;
         } else {
-            checks.list("rope", self.rope, 4, &list)?;
+            checks.list("rope", self.rope, 4, &[shape.tokens, self.rope_dims])?;
         }
         if let Some(e) = self.value_embedding {
             checks.list("ids", e.ids, 2, &[rows])?;
             checks.array("ve_table", e.table, 2, &[e.vocabulary, kv_width])?;
             checks.list("ve_scale", e.scale, 4, &[1])?;
         }
-        let first_column = shape.columns() - kv_width;
-        let first = match (self.mix, self.first_qkv) {
-            (ValueMix::None, _) => 0,
-            (_, Some(first)) => {
-                let stride = self.first_stride;
-                checks.limit(
-                    stride >= shape.columns() && stride.is_multiple_of(8),
-                    || format!("rows of first_qkv have {stride} columns"),
-                )?;
-                checks.array("first_qkv", first, 2, &[rows, stride])?;
-                first.offset(2 * first_column).address
-            }
-            (_, None) => anyhow::bail!("kernel {}: a value mix without first_qkv", checks.0),
-        };
+        let mixes = self.mix != ValueMix::None;
+        checks.limit(
+            !mixes || (self.v_first.is_some() && self.v_raw.is_some()),
+            || "a value mix without v_first or v_raw".into(),
+        )?;
+        let first = self.v_first.filter(|_| mixes);
+        if let Some(first) = first {
+            checks.limit(
+                first.stride >= kv_width && first.stride.is_multiple_of(8),
+                || format!("rows of v_first are {} elements apart", first.stride),
+            )?;
+            let elements = (rows - 1) * first.stride + kv_width;
+            checks.array("v_first", first.pointer, 2, &[elements])?;
+        }
         let embedding = self.value_embedding;
         Ok(Common {
-            stride: checks.int("S", self.stride)?,
             pairs: self.rope_dims as i32 / 2,
+            v_raw: address(self.v_raw),
             ids: address(embedding.map(|e| e.ids)),
             table: address(embedding.map(|e| e.table)),
             scale: address(embedding.map(|e| e.scale)),
-            first,
-            first_stride: checks.int("first_stride", self.first_stride)?,
+            first: address(first.map(|f| f.pointer)),
+            first_stride: checks.int("v_first_stride", first.map_or(0, |f| f.stride))?,
             mix: self.mix.parameters(checks)?,
             mode: self.mix.mode(),
-            rows: checks.int("N", rows)?,
             tokens: checks.int("T", shape.tokens)?,
             heads: shape.heads() as i32,
             kv_heads: shape.kv_heads as i32,
@@ -226,50 +231,7 @@ pub(super) fn check_heads(checks: Checks, shape: AttentionShape) -> Result<()> {
 }
 
 impl Kernels {
-    /// Raw projection to attention's input `out` bf16 `[N, C]`.
-    pub fn qkv_forward(
-        &self,
-        stream: &Stream,
-        operands: &QkvOperands,
-        out: DevPtr,
-    ) -> Result<Work> {
-        let checks = Checks("qkv_forward");
-        let c = operands.common(checks)?;
-        let (rows, columns) = (operands.rows(), operands.shape.columns());
-        checks.array("out", out, 2, &[rows, columns])?;
-        self.launch(
-            stream,
-            checks.0,
-            [qkv_partials(operands.shape), 1, 1],
-            256,
-            0,
-            &[
-                &operands.qkv,
-                &c.stride,
-                &out,
-                &operands.q_gain,
-                &operands.rope,
-                &c.pairs,
-                &c.ids,
-                &c.table,
-                &c.scale,
-                &c.first,
-                &c.first_stride,
-                &c.mix,
-                &c.mode,
-                &c.rows,
-                &c.tokens,
-                &c.heads,
-                &c.kv_heads,
-            ],
-        )?;
-        self.done(Work {
-            flops: 8 * rows * columns,
-            bytes: 4 * rows * columns,
-        })
-    }
-
-    /// Gradient of [`Kernels::qkv_forward`]; the parameters' sums are finished by [`Kernels::qkv_backward_finish`].
+    /// Gradient of [`Kernels::gemm_qkv`] down to the raw projection; the parameters' sums are finished by [`Kernels::qkv_backward_finish`].
     pub fn qkv_backward(
         &self,
         stream: &Stream,
@@ -279,11 +241,18 @@ impl Kernels {
         let checks = Checks("qkv_backward");
         let c = operands.common(checks)?;
         let (shape, rows) = (operands.shape, operands.rows());
+        let (rows_int, stride) = (checks.int("N", rows)?, checks.int("S", g.stride)?);
         let (columns, kv_width) = (shape.columns(), shape.kv_heads * HEAD_DIM);
         let grid = qkv_partials(shape);
         checks.array("dout", g.dout, 2, &[rows, columns])?;
         checks.optional("dv_extra", g.dv_extra, 2, &[rows, kv_width])?;
-        checks.array("dqkv", g.dqkv, 2, &[rows, operands.stride])?;
+        checks.limit(g.stride >= columns && g.stride.is_multiple_of(8), || {
+            format!(
+                "rows of dqkv have {} columns, {columns} needed, in multiples of 8",
+                g.stride
+            )
+        })?;
+        checks.array("dqkv", g.dqkv, 2, &[rows, g.stride])?;
         checks.optional("dv_first", g.dv_first, 2, &[rows, kv_width])?;
         checks.optional("dv", g.dv, 2, &[rows, kv_width])?;
         checks.array(
@@ -324,9 +293,11 @@ impl Kernels {
             &[
                 &g.dout,
                 &extra,
-                &operands.qkv,
-                &c.stride,
+                &operands.ready,
+                &operands.inverse_rms,
+                &c.v_raw,
                 &g.dqkv,
+                &stride,
                 &operands.q_gain,
                 &operands.rope,
                 &c.pairs,
@@ -342,15 +313,16 @@ impl Kernels {
                 &dv,
                 &g.partial,
                 &scale,
-                &c.rows,
+                &rows_int,
                 &c.tokens,
                 &c.heads,
                 &c.kv_heads,
             ],
         )?;
+        // dout and dqkv, and the result of the forward without its values.
         self.done(Work {
             flops: 14 * rows * columns,
-            bytes: 6 * rows * columns,
+            bytes: 2 * rows * (3 * columns - kv_width),
         })
     }
 

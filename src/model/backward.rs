@@ -273,6 +273,7 @@ impl Network {
             dv_extra: xsa.then(|| device.at(w.dv_extra)),
             dqkv: gated.then(|| device.at(w.dqkv)),
             scale: Some(self.attention_norm(device, a, layer)),
+            dqkv_stride: config.projected_columns() as u64,
             partial: gated.then_some(partial),
         };
         kernels.attention_output_backward(stream, &output, &gradients)?;
@@ -307,6 +308,7 @@ impl Network {
             dv_extra: xsa.then(|| device.at(w.dv_extra)),
             dqkv: device.at(w.dqkv),
             scale: Some(scale),
+            stride: config.projected_columns() as u64,
             dv_first: Some(device.at(w.dv_first)),
             role: self.first_role(index),
             // The gradient of attention's output is done with.

@@ -6,6 +6,7 @@
 use super::config::{Before, Config, FakeQuantize, HEAD_DIM};
 use crate::arena::{Element, Plan, Region, Tensor};
 use crate::kernels::head_loss;
+use crate::kernels::qkv::inverse_rms_pitch;
 use crate::kernels::row_scale::square_parts;
 
 /// Sequences and their length: the shape of one forward.
@@ -90,10 +91,14 @@ pub struct PassActivations {
     /// The residual stream that enters attention `[N, d]`, and the sums of squares of its rows f32 `[1, N]`.
     pub x_in: Tensor,
     pub x_in_squares: Tensor,
-    /// Raw projection `[N, S]`.
-    pub qkv: Tensor,
     /// What attention reads `[N, C]`.
     pub qkv_ready: Tensor,
+    /// What normed the heads of q and k f32 `[N, R]`, R a multiple of 4.
+    pub inverse_rms: Tensor,
+    /// V before embedding and mix `[N, KV 64]`, where it is needed.
+    pub v_raw: Option<Tensor>,
+    /// Logits of the attention gates `[N, S - C]`.
+    pub gates: Option<Tensor>,
     /// `[B, H, Tp]` f32
     pub lse: Tensor,
     /// With XSA: the component of attention's output along the token's own value `[B, H, Tp]` f32.
@@ -276,6 +281,8 @@ impl Activations {
         let mut reserve = |name: String, element, shape: &[usize]| {
             plan.reserve(Region::Activations, name, element, shape)
         };
+        let pitch = inverse_rms_pitch(config.heads as u64, config.kv_heads as u64) as usize;
+        let gates = config.projected_columns() - config.qkv_columns();
         let mut pass = |index: usize, layer: usize| {
             let mut statistics = |name: &str| {
                 let shape = [config.heads, sizes.max_padded_tokens];
@@ -292,8 +299,11 @@ impl Activations {
             };
             PassActivations {
                 x_in: bf16("x into attention", d),
-                qkv: bf16("qkv", config.projected_columns()),
-                qkv_ready: bf16("qkv ready", config.qkv_columns()),
+                qkv_ready: bf16("qkv", config.qkv_columns()),
+                v_raw: config
+                    .keeps_raw_value(index)
+                    .then(|| bf16("v before the mix", config.kv_dim())),
+                gates: (gates > 0).then(|| bf16("gate logits", gates)),
                 z: bf16("attention", d),
                 x1: bf16("x after attention", d),
                 pre: bf16("mlp before activation", config.hidden),
@@ -301,6 +311,11 @@ impl Activations {
                 out: bf16("x after mlp", d),
                 lse,
                 along,
+                inverse_rms: reserve(
+                    format!("pass {index}: 1 / rms of q and k"),
+                    Element::F32,
+                    &[n, pitch],
+                ),
                 x_in_squares: reserve(
                     format!("pass {index}: squares into attention"),
                     Element::F32,

@@ -111,7 +111,7 @@ impl Network {
             scratch: device.at(cache.scratch),
             xsa: config.xsa[pass.layer],
             gate: self.gate(device, index, pass).map(|gate| Gate {
-                qkv: last(a.qkv, gate.stride),
+                logits: last(a.gates.expect("planned with the gate"), gate.stride),
                 stride: rows * gate.stride,
                 ..gate
             }),

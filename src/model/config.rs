@@ -293,6 +293,19 @@ impl Config {
         self.qkv_columns() + gates
     }
 
+    /// Whether a pass mixes its V with that of the first one.
+    pub fn mixes_values(&self, pass: usize) -> bool {
+        pass > 0 && self.value_residual != ValueResidual::Off
+    }
+
+    /// Whether the V of a pass is kept as it was before embedding and mix: for the gradient of the pass's own mix; or, of the first pass, for
+    /// gates to mix in, where an embedding has changed it.
+    pub fn keeps_raw_value(&self, pass: usize) -> bool {
+        let gated_in = self.value_residual == ValueResidual::Gate && self.passes.len() > 1;
+        let embedded = self.passes[pass].value_embedding.is_some();
+        self.mixes_values(pass) || (pass == 0 && gated_in && embedded)
+    }
+
     /// 1 / sqrt(layer + 1), the factor of a layer's normalised inputs.
     pub fn norm_scale(&self, layer: usize) -> f32 {
         if self.ln_scale {

@@ -14,7 +14,7 @@ use crate::kernels::embedding::{Bigram, Embedding};
 use crate::kernels::gemm::Orientation;
 use crate::kernels::head_loss::Head;
 use crate::kernels::norm_mix::{Entry, Mix};
-use crate::kernels::qkv::{QkvOperands, ValueEmbedding, ValueMix};
+use crate::kernels::qkv::{FirstValue, QkvOperands, ValueEmbedding, ValueMix};
 use crate::kernels::row_scale::{RowScale, square_parts};
 
 /// A batch on the device.
@@ -102,15 +102,14 @@ impl Network {
         kernels.mix_norm_forward(stream, &mix, device.at(a.x_in), squares)?;
         let columns = config.projected_columns();
         let x_in = device.matrix(a.x_in, n, d);
-        kernels.gemm_scaled(
+        kernels.gemm_qkv(
             stream,
+            &self.qkv(device, input, index, pass),
             x_in,
             device.matrix(self.layer(self.weights.qkv, layer), columns, d),
-            device.matrix(a.qkv, n, columns),
             Some(self.attention_norm(device, a, layer)),
+            a.gates.map(|gates| device.at(gates)),
         )?;
-        let qkv = self.qkv(device, input, index, pass);
-        kernels.qkv_forward(stream, &qkv, device.at(a.qkv_ready))?;
         if let Some(cache) = &input.cache {
             self.attention_cached(device, input, cache, index, pass)?;
         } else {
@@ -239,26 +238,23 @@ impl Network {
         let a: &PassActivations = &self.activations.passes[index];
         let named = |name: &str| device.at(self.layout.named(name));
         let parameter = |name: &str| named(&Self::block_name(pass.layer, name));
-        let mix = match (index, config.value_residual) {
-            (0, _) | (_, ValueResidual::Off) => ValueMix::None,
-            (_, ValueResidual::Gate) => ValueMix::Gate {
+        let mixes = config.mixes_values(index);
+        let mix = match config.value_residual {
+            _ if !mixes => ValueMix::None,
+            ValueResidual::Off => ValueMix::None,
+            ValueResidual::Gate => ValueMix::Gate {
                 parameter: parameter("attn.vrl_gate"),
             },
-            (_, ValueResidual::Lambda) => ValueMix::Lambda {
+            ValueResidual::Lambda => ValueMix::Lambda {
                 parameters: parameter("attn.vr_lambda"),
             },
         };
         let embedding = pass.value_embedding.zip(self.weights.value_embedding);
-        // The gate mixes in the first layer's raw projection, the two factors its value as attention has seen it.
-        let first = &self.activations.passes[0];
-        let (first_qkv, first_stride) = match config.value_residual {
-            ValueResidual::Lambda => (first.qkv_ready, config.qkv_columns()),
-            ValueResidual::Gate | ValueResidual::Off => (first.qkv, config.projected_columns()),
-        };
         QkvOperands {
             shape: self.attention_shape(input.batch),
-            qkv: device.at(a.qkv),
-            stride: config.projected_columns() as u64,
+            ready: device.at(a.qkv_ready),
+            inverse_rms: device.at(a.inverse_rms),
+            v_raw: a.v_raw.map(|raw| device.at(raw)),
             q_gain: parameter("attn.q_gain"),
             rope: device.at(input.rope),
             rope_dims: config.rope_dims as u64,
@@ -269,8 +265,23 @@ impl Network {
                 scale: named(&format!("ve_layer_scales.{j}")),
             }),
             mix,
-            first_qkv: (mix != ValueMix::None).then(|| device.at(first_qkv)),
-            first_stride: first_stride as u64,
+            v_first: mixes.then(|| self.first_value(device)),
+        }
+    }
+
+    /// V of the first pass as others mix it in: the gate takes it without value embedding, the two factors as attention has seen it.
+    fn first_value(&self, device: &Device) -> FirstValue {
+        let (columns, kv) = (self.config.qkv_columns(), self.config.kv_dim());
+        let first = &self.activations.passes[0];
+        match first.v_raw {
+            Some(raw) => FirstValue {
+                pointer: device.at(raw),
+                stride: kv as u64,
+            },
+            None => FirstValue {
+                pointer: device.at(first.qkv_ready).offset(2 * (columns - kv) as u64),
+                stride: columns as u64,
+            },
         }
     }
 
@@ -293,9 +304,9 @@ impl Network {
 
     pub(super) fn gate(&self, device: &Device, index: usize, pass: &Pass) -> Option<Gate> {
         let config = &self.config;
-        config.gated_attention.then(|| Gate {
-            qkv: device.at(self.activations.passes[index].qkv),
-            stride: config.projected_columns() as u64,
+        self.activations.passes[index].gates.map(|logits| Gate {
+            logits: device.at(logits),
+            stride: (config.projected_columns() - config.qkv_columns()) as u64,
             bias: device.at(self
                 .layout
                 .named(&Self::block_name(pass.layer, "attn.attn_gate.bias"))),

@@ -305,9 +305,10 @@ impl Gates {
         }
     }
 
-    fn operand(&self) -> Gate {
+    /// The logits lie behind other columns.
+    fn operand(&self, shape: AttentionShape) -> Gate {
         Gate {
-            qkv: self.on_device.0.ptr(),
+            logits: self.on_device.0.ptr().offset(2 * shape.columns()),
             stride: self.stride as u64,
             bias: self.on_device.1.ptr(),
         }
@@ -387,7 +388,7 @@ fn xsa_and_gate_both_ways() {
         }
 
         let qkv_d = gpu.bf16(&qkv);
-        let gate = gates.as_ref().map(Gates::operand);
+        let gate = gates.as_ref().map(|g| g.operand(shape));
         let left = forward(&gpu, shape, 0, &qkv_d, xsa, gate);
         let got = left.out.read_bf16();
         assert_close(&format!("out, {what}"), &got, &want_out, 0.01, 0.02);
@@ -419,6 +420,7 @@ fn xsa_and_gate_both_ways() {
             delta: delta.ptr(),
             dv_extra: xsa.then(|| dv.ptr()),
             dqkv: gated.then(|| dqkv.ptr()),
+            dqkv_stride: stride as u64,
             scale: None,
             partial: gated.then(|| partial.ptr()),
         };
@@ -466,7 +468,7 @@ fn rows_of_a_window() {
             .zip(y.chunks_exact(D))
             .flat_map(|((_, _, v, logit, _), y)| output(y, v, xsa, logit).0)
             .collect();
-        let gate = gates.as_ref().map(Gates::operand);
+        let gate = gates.as_ref().map(|g| g.operand(shape));
         let got = forward(&gpu, shape, first, &gpu.bf16(&qkv), xsa, gate);
         let got = got.out.read_bf16();
         for b in 0..shape.sequences as usize {
@@ -554,7 +556,7 @@ fn decoding_one_token() {
             lengths: lengths_d.ptr(),
             scratch: scratch.ptr(),
             xsa,
-            gate: gates.as_ref().map(Gates::operand),
+            gate: gates.as_ref().map(|g| g.operand(shape)),
             out: out.ptr(),
             out_stride: width as u64 + 2,
         };

@@ -95,7 +95,7 @@ fn gradient_of_xsa_and_gate() {
         let mut random = Random::new(200 + i as u64);
         let raw_y = random.bf16((rows * heads * D) as u64, 1.0);
         let qkv_in = random.bf16((rows * columns) as u64, 1.0);
-        let raw = random.bf16((rows * stride) as u64, 1.0);
+        let logits = random.bf16((rows * gates) as u64, 1.0);
         let bias = random.f32(heads as u64, 1.0);
         let dout = random.bf16((rows * heads * D) as u64, 1.0);
 
@@ -105,7 +105,7 @@ fn gradient_of_xsa_and_gate() {
         let mut along = vec![0.0; shape.statistics() as usize];
         for (row, h) in (0..rows).flat_map(|row| (0..heads).map(move |h| (row, h))) {
             let v = &qkv_in[row * columns + (heads + kv + h / group as usize) * D..][..D];
-            let logit = gated.then(|| raw[row * stride + columns + h] + bias[h]);
+            let logit = gated.then(|| logits[row * gates + h] + bias[h]);
             let (o, a) = output(&raw_y[(row * heads + h) * D..][..D], v, xsa, logit);
             let a = f64::from(a as f32);
             along[((row / tokens as usize) * heads + h) * padded + row % tokens as usize] = a;
@@ -114,7 +114,7 @@ fn gradient_of_xsa_and_gate() {
             y.extend(o.iter().zip(&unit).map(|(&o, u)| bf16(o) / s + a * u));
             out.extend(o);
         }
-        let (out_d, in_d, raw_d) = (gpu.bf16(&out), gpu.bf16(&qkv_in), gpu.bf16(&raw));
+        let (out_d, in_d, logits_d) = (gpu.bf16(&out), gpu.bf16(&qkv_in), gpu.bf16(&logits));
         let along_d = gpu.f32(&along);
         let (bias_d, dout_d) = (gpu.f32(&bias), gpu.bf16(&dout));
         let operands = AttentionOutput {
@@ -123,8 +123,8 @@ fn gradient_of_xsa_and_gate() {
             qkv_in: in_d.ptr(),
             along: xsa.then(|| along_d.ptr()),
             gate: gated.then(|| Gate {
-                qkv: raw_d.ptr(),
-                stride: stride as u64,
+                logits: logits_d.ptr(),
+                stride: gates as u64,
                 bias: bias_d.ptr(),
             }),
         };
@@ -148,6 +148,7 @@ fn gradient_of_xsa_and_gate() {
                     dv_extra: xsa.then(|| dv.ptr()),
                     dqkv: gated.then(|| dqkv.ptr()),
                     scale,
+                    dqkv_stride: stride as u64,
                     partial: gated.then(|| partial.ptr()),
                 },
             )
@@ -162,7 +163,7 @@ fn gradient_of_xsa_and_gate() {
             for h in 0..heads {
                 let place = (row * heads + h) * D;
                 let v = &qkv_in[row * columns + (heads + kv + h / group as usize) * D..][..D];
-                let logit = gated.then(|| raw[row * stride + columns + h] + bias[h]);
+                let logit = gated.then(|| logits[row * gates + h] + bias[h]);
                 let (b, t) = (row / tokens as usize, row % tokens as usize);
                 let statistic = (b * heads + h) * padded + t;
                 let (y, dout) = (&y[place..][..D], &dout[place..][..D]);

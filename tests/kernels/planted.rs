@@ -203,6 +203,55 @@ impl Product {
     }
 }
 
+/// Operands of the QKV product with all that its epilogue can do: value embedding, value mix, raw values. Two query heads per key head.
+fn qkv_parameters(device: &Device, [m, n, k]: [u64; 3], pairs: u64) -> Vec<u8> {
+    let mut random = Random::new(3);
+    let (kv_heads, tokens, vocabulary) = (n / 256, 100, 10);
+    let (heads, width) = (2 * kv_heads, 64 * kv_heads);
+    let mut bytes = map(bf16(device, &mut random, m * k), [m, k], [0, k], 128);
+    bytes.extend(map(bf16(device, &mut random, n * k), [n, k], [0, k], 128));
+    // What attention reads, raw values, and gates that there are none of.
+    for columns in [n, width, n] {
+        let matrix = bf16(device, &mut random, m * columns);
+        bytes.extend(map(matrix, [m, columns], [0, columns], 64));
+    }
+    for size in [m, n, k, 1, 1, 0] {
+        bytes.extend((size as i32).to_le_bytes()); // the last one is padding
+    }
+    bytes.extend(upload(device, &vec![1f32; m as usize]).to_le_bytes());
+    bytes.extend(1i32.to_le_bytes());
+    for factor in [1f32 / 512.0, 1.0, 0.0] {
+        bytes.extend(factor.to_le_bytes());
+    }
+    let mut floats = |n: u64| {
+        let values: Vec<f32> = random.f32(n, 1.0).iter().map(|&x| x as f32).collect();
+        upload(device, &values)
+    };
+    let [inverse_rms, gain, rope, ve_scale, mix] =
+        [4 * m * kv_heads, heads, 2 * pairs * tokens, 1, 2].map(&mut floats);
+    let ids = upload(device, &random.ids(m, vocabulary));
+    let table = bf16(device, &mut random, vocabulary * width);
+    let v_first = bf16(device, &mut random, m * width);
+    for pointer in [
+        inverse_rms,
+        gain,
+        rope,
+        pairs,
+        ids,
+        table,
+        ve_scale,
+        v_first,
+        width,
+        mix,
+    ] {
+        bytes.extend(pointer.to_le_bytes()); // pairs and v_first_stride with their padding are like pointers
+    }
+    for size in [2, tokens, heads, kv_heads] {
+        bytes.extend((size as i32).to_le_bytes());
+    }
+    bytes
+}
+
 const COLUMNS: u64 = 256;
 
 #[derive(Clone, Copy, PartialEq)]
@@ -447,6 +496,40 @@ fn gemm_wide_activation_gradient() {
 #[test]
 fn gemm_wide_partial_sums() {
     Product("gemm_tn_f32_wide").check();
+}
+
+// One tile of a row is all v heads, so that every box takes every way. The lanes of a warp are one agent to the emulator: what they hand
+// each other through their rows of a box, two barriers for each of two sources and each box, shows on hardware only. So does what they hand
+// each other to rotate, two barriers for each half of a box.
+#[test]
+fn gemm_qkv() {
+    every_removal_is_found(&Case {
+        file: "gemm_qkv",
+        parameters: Box::new(|device| qkv_parameters(device, [256, 512, 384], 8)),
+        unfound: &[FENCE, LEAD, ("bar.warp.sync", 8)],
+        ..Product("gemm_nt_qkv").case(SQUARE)
+    });
+}
+
+/// 24 pairs: a box of q or k goes through shared memory too.
+#[test]
+fn gemm_qkv_any_pairs() {
+    every_removal_is_found(&Case {
+        file: "gemm_qkv",
+        parameters: Box::new(|device| qkv_parameters(device, [256, 512, 384], 24)),
+        unfound: &[FENCE, LEAD, ("bar.warp.sync", 16)],
+        ..Product("gemm_nt_qkv_any_pairs").case(SQUARE)
+    });
+}
+
+#[test]
+fn gemm_qkv_wide() {
+    every_removal_is_found(&Case {
+        file: "gemm_qkv",
+        parameters: Box::new(|device| qkv_parameters(device, [512, 1024, 256], 8)),
+        unfound: &[FENCE, LEAD, ("bar.warp.sync", 16)],
+        ..Product("gemm_nt_qkv_wide").case(WIDE)
+    });
 }
 
 #[test]

@@ -1,13 +1,20 @@
-use birdie::kernels::attention_forward::AttentionShape;
-use birdie::kernels::qkv::{
-    FirstRole, QkvGradients, QkvOperands, ValueEmbedding, ValueMix, qkv_partials, rope_table,
-};
+//! The QKV product with its epilogue (`gemm_qkv.cu`), and its backward (`qkv.cu`).
 
-use crate::device::Gpu;
+use birdie::kernels::attention_forward::{AttentionForward, AttentionShape, gate_columns};
+use birdie::kernels::gemm::Tile;
+use birdie::kernels::qkv::{
+    FirstRole, FirstValue, QkvGradients, QkvOperands, ValueEmbedding, ValueMix, inverse_rms_pitch,
+    qkv_partials, rope_table,
+};
+use birdie::kernels::row_scale::RowScale;
+use birdie::kernels::{Kernels, Matrix};
+
+use crate::device::{Buffer, Gpu};
 use crate::numbers::{Random, assert_bf16, assert_f32, inverse_rms, norm_gradient, sigmoid};
 use crate::row_scale::Sums;
 
 const D: usize = 64;
+const VOCABULARY: usize = 50;
 
 /// Rotates the channels of a head for which there are angles; `sign` -1 is the transpose.
 fn rotate(x: &mut [f64], rope: &[f64], sign: f64) {
@@ -20,244 +27,671 @@ fn rotate(x: &mut [f64], rope: &[f64], sign: f64) {
     }
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    sequences: u64,
+    tokens: u64,
+    kv_heads: u64,
+    group: u64,
+    /// Width of the model, and whether there are gates.
+    width: usize,
+    gated: bool,
+    embedded: bool,
+    /// 0 none, 1 gate, 2 lambda.
+    mode: i32,
+    /// Of the gradient of the first value.
+    role: FirstRole,
+}
+
+const fn case(
+    [sequences, tokens]: [u64; 2],
+    [kv_heads, group]: [u64; 2],
+    width: usize,
+    [gated, embedded]: [bool; 2],
+    mode: i32,
+    role: FirstRole,
+) -> Case {
+    Case {
+        sequences,
+        tokens,
+        kv_heads,
+        group,
+        width,
+        gated,
+        embedded,
+        mode,
+        role,
+    }
+}
+
+const Y: bool = true;
+const N: bool = false;
+
+/// One row and one head; one key head and as many as queries; lengths that are no multiple of a tile, and sequences that start inside
+/// one; more rows than a tile, more columns than a wide one, more k-blocks than stages; q, k and v in one tile and apart.
+const CASES: [Case; 17] = [
+    case([1, 1], [1, 2], 64, [N, N], 0, FirstRole::None),
+    case([2, 33], [1, 2], 64, [N, Y], 1, FirstRole::Write),
+    case([1, 70], [2, 2], 128, [Y, N], 2, FirstRole::Add),
+    case([1, 40], [4, 2], 128, [Y, Y], 2, FirstRole::Add),
+    case([2, 19], [1, 2], 72, [N, N], 0, FirstRole::Take),
+    case([1, 9], [8, 2], 8, [N, Y], 1, FirstRole::Add),
+    case([2, 45], [1, 1], 64, [Y, Y], 2, FirstRole::Add),
+    case([1, 71], [3, 1], 200, [N, Y], 1, FirstRole::Write),
+    case([1, 39], [3, 4], 64, [Y, N], 2, FirstRole::Add),
+    case([2, 21], [5, 3], 64, [N, Y], 1, FirstRole::Add),
+    case([1, 13], [1, 32], 64, [Y, N], 0, FirstRole::Take),
+    case([1, 11], [32, 1], 64, [Y, Y], 2, FirstRole::Write),
+    case([1, 5], [2, 32], 64, [N, Y], 1, FirstRole::Add),
+    case([3, 150], [1, 2], 512, [N, N], 0, FirstRole::None),
+    case([1, 300], [4, 2], 512, [Y, Y], 0, FirstRole::None),
+    case([2, 130], [4, 2], 256, [N, N], 2, FirstRole::Write),
+    case([130, 2], [2, 2], 64, [Y, Y], 1, FirstRole::Add),
+];
+
+/// Inputs of a case, and what they give in f64.
+struct Problem {
+    case: Case,
+    shape: AttentionShape,
+    rows: usize,
+    heads: usize,
+    kv: usize,
+    /// Of q, k and v; of the product.
+    columns: usize,
+    all_columns: usize,
+    x: Vec<f64>,
+    weight: Vec<f64>,
+    first: Vec<f64>,
+    table: Vec<f64>,
+    gain: Vec<f64>,
+    mix: Vec<f64>,
+    ve_scale: Vec<f64>,
+    ids: Vec<u16>,
+    /// Published are 16; every second seed has another number.
+    rope_dims: u64,
+    rope: Vec<f64>,
+    /// Of the product's rows; in most cases.
+    sums: Option<Sums>,
+    /// x W^T, its rows times their factors.
+    product: Vec<f64>,
+}
+
+impl Problem {
+    fn new(gpu: &Gpu, case: Case, seed: u64) -> Self {
+        let shape = AttentionShape {
+            sequences: case.sequences,
+            tokens: case.tokens,
+            kv_heads: case.kv_heads,
+            group: case.group,
+        };
+        let (heads, kv) = (shape.heads() as usize, case.kv_heads as usize);
+        let columns = shape.columns() as usize;
+        let gates = if case.gated { gate_columns(shape) } else { 0 };
+        let all_columns = columns + gates as usize;
+        let rows = (case.sequences * case.tokens) as usize;
+        let mut random = Random::new(seed);
+        let scale = (case.width as f64).powf(-0.25); // the product has standard deviation 1
+        let x = random.bf16((rows * case.width) as u64, scale);
+        let weight = random.bf16((all_columns * case.width) as u64, scale);
+        let rope_dims = [16, 64, 16, 2, 16, 32, 16, 6, 16, 62, 16, 24][seed as usize % 12];
+        let parts = 1 + seed % 5;
+        let sums = (!seed.is_multiple_of(4)).then(|| Sums::new(gpu, seed, rows as u64, 512, parts));
+        let mut product = Vec::with_capacity(rows * all_columns);
+        for (row, x) in x.chunks_exact(case.width).enumerate() {
+            let factor = sums.as_ref().map_or(1.0, |sums| sums.factors[row]);
+            product.extend(
+                weight
+                    .chunks_exact(case.width)
+                    .map(|w| factor * w.iter().zip(x).map(|(w, x)| w * x).sum::<f64>()),
+            );
+        }
+        Self {
+            case,
+            shape,
+            rows,
+            heads,
+            kv,
+            columns,
+            all_columns,
+            x,
+            weight,
+            first: random.bf16((rows * columns) as u64, 1.0),
+            table: random.bf16((VOCABULARY * kv * D) as u64, 1.0),
+            gain: random.f32(heads as u64, 1.0),
+            mix: random.f32(2, 1.0),
+            ve_scale: random.f32(1, 1.0),
+            ids: random.ids(rows as u64, VOCABULARY as u64),
+            rope_dims,
+            rope: rope_table(case.tokens, 10_000.0, rope_dims)
+                .into_iter()
+                .map(f64::from)
+                .collect(),
+            sums,
+            product,
+        }
+    }
+
+    fn scale(&self) -> Option<RowScale> {
+        self.sums.as_ref().map(Sums::scale)
+    }
+
+    /// Of a row.
+    fn factor(&self, row: usize) -> f64 {
+        self.sums.as_ref().map_or(1.0, |sums| sums.factors[row])
+    }
+
+    fn head(&self, row: usize, head: usize) -> &[f64] {
+        &self.product[row * self.all_columns + head * D..][..D]
+    }
+
+    fn angles(&self, row: usize) -> &[f64] {
+        let dims = self.rope_dims as usize;
+        &self.rope[row % self.case.tokens as usize * dims..][..dims]
+    }
+
+    fn gain(&self, head: usize) -> f64 {
+        self.gain.get(head).copied().unwrap_or(1.0)
+    }
+
+    /// out = c0 v_first + c1 w
+    fn coefficients(&self) -> (f64, f64) {
+        let g = sigmoid(self.mix[0]);
+        match self.case.mode {
+            0 => (0.0, 1.0),
+            1 => (g, 1.0 - g),
+            _ => (self.mix[0], self.mix[1]),
+        }
+    }
+
+    /// The first layer's value, and this one's with its embedding.
+    fn values(&self, row: usize, c: usize) -> (f64, f64) {
+        let column = (self.heads + self.kv) * D + c;
+        let mut w = self.product[row * self.all_columns + column];
+        if self.case.embedded {
+            w += self.ve_scale[0] * self.table[usize::from(self.ids[row]) * self.kv * D + c];
+        }
+        (self.first[row * self.columns + column], w)
+    }
+
+    fn ready(&self) -> Vec<f64> {
+        let (c0, c1) = self.coefficients();
+        let mut out = Vec::with_capacity(self.rows * self.columns);
+        for row in 0..self.rows {
+            for h in 0..self.heads + self.kv {
+                let x = self.head(row, h);
+                let factor = inverse_rms(x) * self.gain(h);
+                let mut z: Vec<f64> = x.iter().map(|x| x * factor).collect();
+                rotate(&mut z, self.angles(row), 1.0);
+                out.extend(z);
+            }
+            out.extend((0..self.kv * D).map(|c| {
+                let (f, w) = self.values(row, c);
+                c0 * f + c1 * w
+            }));
+        }
+        out
+    }
+}
+
+/// A problem on the device, and the results of its forward.
+struct OnDevice {
+    x: Buffer,
+    weight: Buffer,
+    first: Buffer,
+    table: Buffer,
+    gain: Buffer,
+    mix: Buffer,
+    ve_scale: Buffer,
+    ids: Buffer,
+    rope: Buffer,
+    ready: Buffer,
+    inverse_rms: Buffer,
+    v_raw: Buffer,
+    gates: Buffer,
+}
+
+impl OnDevice {
+    fn new(gpu: &Gpu, p: &Problem) -> Self {
+        let rows = p.rows as u64;
+        let pitch = inverse_rms_pitch(p.heads as u64, p.kv as u64);
+        Self {
+            x: gpu.bf16(&p.x),
+            weight: gpu.bf16(&p.weight),
+            first: gpu.bf16(&p.first),
+            table: gpu.bf16(&p.table),
+            gain: gpu.f32(&p.gain),
+            mix: gpu.f32(&p.mix),
+            ve_scale: gpu.f32(&p.ve_scale),
+            ids: gpu.u16(&p.ids),
+            rope: gpu.f32(&p.rope),
+            ready: gpu.poison(2 * rows * p.columns as u64),
+            inverse_rms: gpu.poison(4 * rows * pitch),
+            v_raw: gpu.poison(2 * rows * (p.kv * D) as u64),
+            gates: gpu.poison(2 * rows * gate_columns(p.shape)),
+        }
+    }
+
+    fn mix(&self, case: Case) -> ValueMix {
+        match case.mode {
+            0 => ValueMix::None,
+            1 => ValueMix::Gate {
+                parameter: self.mix.ptr(),
+            },
+            _ => ValueMix::Lambda {
+                parameters: self.mix.ptr(),
+            },
+        }
+    }
+
+    fn operands(&self, p: &Problem, keeps_raw: bool) -> QkvOperands {
+        let first_column = (p.heads + p.kv) * D;
+        QkvOperands {
+            shape: p.shape,
+            ready: self.ready.ptr(),
+            inverse_rms: self.inverse_rms.ptr(),
+            v_raw: keeps_raw.then(|| self.v_raw.ptr()),
+            q_gain: self.gain.ptr(),
+            rope: self.rope.ptr(),
+            rope_dims: p.rope_dims,
+            value_embedding: p.case.embedded.then(|| ValueEmbedding {
+                ids: self.ids.ptr(),
+                table: self.table.ptr(),
+                vocabulary: VOCABULARY as u64,
+                scale: self.ve_scale.ptr(),
+            }),
+            mix: self.mix(p.case),
+            v_first: (p.case.mode != 0).then(|| FirstValue {
+                pointer: self.first.ptr().offset(2 * first_column as u64),
+                stride: p.columns as u64,
+            }),
+        }
+    }
+
+    fn forward(&self, gpu: &Gpu, kernels: &Kernels, p: &Problem, operands: &QkvOperands) {
+        let matrix = |buffer: &Buffer, rows: usize| {
+            Matrix::new(buffer.ptr(), rows as u64, p.case.width as u64)
+        };
+        let work = kernels
+            .gemm_qkv(
+                &gpu.stream,
+                operands,
+                matrix(&self.x, p.rows),
+                matrix(&self.weight, p.all_columns),
+                p.scale(),
+                p.case.gated.then(|| self.gates.ptr()),
+            )
+            .unwrap();
+        assert_eq!(
+            work.flops,
+            2 * (p.rows * p.all_columns * p.case.width) as u64
+        );
+        gpu.wait();
+    }
+}
+
+fn check_forward(what: &str, p: &Problem, device: &OnDevice, keeps_raw: bool) {
+    let (heads, kv, rows) = (p.heads, p.kv, p.rows);
+    let ready = device.ready.read_bf16();
+    assert_bf16(&format!("ready, {what}"), &ready, &p.ready(), 1.0);
+    let pitch = inverse_rms_pitch(heads as u64, kv as u64) as usize;
+    let kept = device.inverse_rms.read_f32();
+    let got: Vec<f64> = kept
+        .chunks_exact(pitch)
+        .flat_map(|row| &row[..heads + kv])
+        .copied()
+        .collect();
+    let want: Vec<f64> = (0..rows)
+        .flat_map(|row| (0..heads + kv).map(move |h| p.factor(row) * inverse_rms(p.head(row, h))))
+        .collect();
+    assert_f32(&format!("inverse rms, {what}"), &got, &want, 1.0);
+    let part = |start: usize, width: usize| -> Vec<f64> {
+        p.product
+            .chunks_exact(p.all_columns)
+            .flat_map(|row| row[start..start + width].to_vec())
+            .collect()
+    };
+    let raw = device.v_raw.read_bf16();
+    if keeps_raw {
+        let want = part((heads + kv) * D, kv * D);
+        assert_bf16(&format!("v before the mix, {what}"), &raw, &want, 1.0);
+    } else {
+        assert!(raw.iter().all(|x| x.is_nan()), "{what}: v_raw was written");
+    }
+    let gates = device.gates.read_bf16();
+    if p.case.gated {
+        let want = part(p.columns, p.all_columns - p.columns);
+        assert_bf16(&format!("gate logits, {what}"), &gates, &want, 1.0);
+    } else {
+        assert!(
+            gates.iter().all(|x| x.is_nan()),
+            "{what}: gates were written"
+        );
+    }
+}
+
 #[test]
 fn both_ways_in_every_mode() {
     let gpu = Gpu::new();
-    // sequences, tokens, KV and heads for each, value embedding, mix, gate columns, role of dv_first
-    let cases = [
-        (1u64, 1u64, (1u64, 2u64), false, 0, 0u64, FirstRole::None),
-        (2, 33, (1, 2), true, 1, 0, FirstRole::Write),
-        (1, 70, (2, 2), false, 2, 16, FirstRole::Add),
-        (1, 40, (4, 2), true, 2, 16, FirstRole::Add),
-        (2, 19, (1, 2), false, 0, 0, FirstRole::Take),
-        (1, 9, (8, 2), true, 1, 0, FirstRole::Add),
-        (2, 45, (1, 1), true, 2, 16, FirstRole::Add),
-        (1, 71, (3, 1), true, 1, 0, FirstRole::Write),
-        (1, 39, (3, 4), false, 2, 16, FirstRole::Add),
-        (2, 21, (5, 3), true, 1, 0, FirstRole::Add),
-        (1, 13, (1, 32), false, 0, 32, FirstRole::Take),
-        (1, 11, (32, 1), true, 2, 32, FirstRole::Write),
-        (1, 5, (2, 32), true, 1, 0, FirstRole::Add),
-    ];
-    for (i, (sequences, tokens, (kv_heads, group), embedded, mode, extra_columns, role)) in
-        cases.into_iter().enumerate()
-    {
-        let what = format!("case {i}");
-        let shape = AttentionShape {
-            sequences,
-            tokens,
-            kv_heads,
-            group,
-        };
-        let (heads, kv, columns) = (
-            shape.heads() as usize,
-            kv_heads as usize,
-            shape.columns() as usize,
-        );
-        let rows = (sequences * tokens) as usize;
-        let stride = columns + extra_columns as usize;
-        let kv_width = kv * D;
-        let vocabulary = 50;
-        let mut random = Random::new(500 + i as u64);
-        let mut tensor = |n: usize| random.bf16(n as u64, 1.0);
-        let (qkv, first, dout) = (
-            tensor(rows * stride),
-            tensor(rows * stride),
-            tensor(rows * columns),
-        );
-        let (extra, old_first, table) = (
-            tensor(rows * kv_width),
-            tensor(rows * kv_width),
-            tensor(vocabulary * kv_width),
-        );
-        let (gain, mix, ve_scale) = (
-            random.f32(heads as u64, 1.0),
-            random.f32(2, 1.0),
-            random.f32(1, 1.0),
-        );
-        let ids = random.ids(rows as u64, vocabulary as u64);
-        // Every second case rotates the published 16 channels.
-        let rope_dims = [16, 64, 16, 2, 16, 32, 16, 6, 16, 62, 16, 24, 16][i];
-        let rope: Vec<f64> = rope_table(tokens, 10_000.0, rope_dims)
-            .into_iter()
-            .map(f64::from)
-            .collect();
+    for (i, case) in CASES.into_iter().enumerate() {
+        let p = Problem::new(&gpu, case, 500 + i as u64);
+        let keeps_raw = case.mode != 0 || i % 2 == 0;
+        for (tile, multiprocessors) in [(Tile::Square, 3), (Tile::Wide, 4)] {
+            let kernels = gpu.kernels.with_tile(tile, multiprocessors);
+            let device = OnDevice::new(&gpu, &p);
+            let operands = device.operands(&p, keeps_raw);
+            device.forward(&gpu, &kernels, &p, &operands);
+            check_forward(&format!("{case:?} {tile:?}"), &p, &device, keeps_raw);
+            if tile == Tile::Square {
+                check_backward(&gpu, &p, &device, &operands, i % 2 == 0);
+            }
+        }
+    }
+}
 
-        let (qkv_d, first_d, dout_d) = (gpu.bf16(&qkv), gpu.bf16(&first), gpu.bf16(&dout));
-        let (extra_d, table_d, ids_d) = (gpu.bf16(&extra), gpu.bf16(&table), gpu.u16(&ids));
-        let (gain_d, mix_d, scale_d, rope_d) = (
-            gpu.f32(&gain),
-            gpu.f32(&mix),
-            gpu.f32(&ve_scale),
-            gpu.f32(&rope),
-        );
-        let value_mix = match mode {
-            0 => ValueMix::None,
-            1 => ValueMix::Gate {
-                parameter: mix_d.ptr(),
+/// The backward on the results of the forward.
+fn check_backward(
+    gpu: &Gpu,
+    p: &Problem,
+    device: &OnDevice,
+    operands: &QkvOperands,
+    with_extra: bool,
+) {
+    let (case, rows, heads, kv) = (p.case, p.rows, p.heads, p.kv);
+    let what = format!("{case:?}");
+    let (columns, stride, kv_width) = (p.columns, p.all_columns, kv * D);
+    let mut random = Random::new(600 + columns as u64);
+    let dout = random.bf16((rows * columns) as u64, 1.0);
+    let (extra, old_first) = (
+        random.bf16((rows * kv_width) as u64, 1.0),
+        random.bf16((rows * kv_width) as u64, 1.0),
+    );
+    let (dout_d, extra_d) = (gpu.bf16(&dout), gpu.bf16(&extra));
+    let dqkv = gpu.bf16(&vec![7.0; rows * stride]);
+    let dv_first = if case.role == FirstRole::Write {
+        gpu.poison((2 * rows * kv_width) as u64)
+    } else {
+        gpu.bf16(&old_first)
+    };
+    let grid = u64::from(qkv_partials(p.shape));
+    let partial = gpu.poison(4 * grid * (heads as u64 + 2));
+    let dv = gpu.poison((2 * rows * kv_width) as u64);
+    gpu.kernels
+        .qkv_backward(
+            &gpu.stream,
+            operands,
+            &QkvGradients {
+                dout: dout_d.ptr(),
+                dv_extra: with_extra.then(|| extra_d.ptr()),
+                dqkv: dqkv.ptr(),
+                stride: stride as u64,
+                scale: p.scale(),
+                dv_first: (case.role != FirstRole::None).then(|| dv_first.ptr()),
+                role: case.role,
+                dv: case.embedded.then(|| dv.ptr()),
+                partial: partial.ptr(),
             },
-            _ => ValueMix::Lambda {
-                parameters: mix_d.ptr(),
-            },
-        };
-        let operands = QkvOperands {
-            shape,
-            qkv: qkv_d.ptr(),
-            stride: stride as u64,
-            q_gain: gain_d.ptr(),
-            rope: rope_d.ptr(),
-            rope_dims,
-            value_embedding: embedded.then(|| ValueEmbedding {
-                ids: ids_d.ptr(),
-                table: table_d.ptr(),
-                vocabulary: vocabulary as u64,
-                scale: scale_d.ptr(),
-            }),
-            mix: value_mix,
-            first_qkv: (mode != 0).then(|| first_d.ptr()),
-            first_stride: stride as u64,
-        };
-        let out = gpu.poison((2 * rows * columns) as u64);
-        gpu.kernels
-            .qkv_forward(&gpu.stream, &operands, out.ptr())
-            .unwrap();
+        )
+        .unwrap();
+    let (gain_grad, mix_grad) = (gpu.f32(&vec![1.0; heads]), gpu.f32(&[1.0, 1.0]));
+    gpu.kernels
+        .qkv_backward_finish(
+            &gpu.stream,
+            p.shape,
+            partial.ptr(),
+            gain_grad.ptr(),
+            operands.mix,
+            Some(mix_grad.ptr()),
+            true,
+        )
+        .unwrap();
+    gpu.wait();
 
-        let dqkv = gpu.bf16(&vec![7.0; rows * stride]);
-        let dv_first = if role == FirstRole::Write {
-            gpu.poison((2 * rows * kv_width) as u64)
-        } else {
-            gpu.bf16(&old_first)
-        };
-        let grid = u64::from(qkv_partials(shape));
-        let partial = gpu.poison(4 * grid * (heads as u64 + 2));
-        let with_extra = i % 2 == 0;
-        let sums = Sums::new(&gpu, 320 + i as u64, rows as u64, 512, 1);
-        let scale = (i % 3 != 0).then(|| sums.scale());
-        let dv = gpu.poison((2 * rows * kv_width) as u64);
-        gpu.kernels
-            .qkv_backward(
-                &gpu.stream,
-                &operands,
-                &QkvGradients {
-                    dout: dout_d.ptr(),
-                    dv_extra: with_extra.then(|| extra_d.ptr()),
-                    dqkv: dqkv.ptr(),
-                    scale,
-                    dv_first: (role != FirstRole::None).then(|| dv_first.ptr()),
-                    role,
-                    dv: embedded.then(|| dv.ptr()),
-                    partial: partial.ptr(),
-                },
-            )
-            .unwrap();
-        let (gain_grad, mix_grad) = (gpu.f32(&vec![1.0; heads]), gpu.f32(&[1.0, 1.0]));
-        gpu.kernels
-            .qkv_backward_finish(
-                &gpu.stream,
-                shape,
-                partial.ptr(),
-                gain_grad.ptr(),
-                value_mix,
-                Some(mix_grad.ptr()),
-                true,
-            )
-            .unwrap();
-        gpu.wait();
-
-        let g = sigmoid(mix[0]);
-        let (c0, c1) = match mode {
-            0 => (0.0, 1.0),
-            1 => (g, 1.0 - g),
-            _ => (mix[0], mix[1]),
-        };
-        let mut want_out = vec![0.0; rows * columns];
-        let mut want_dqkv = vec![7.0; rows * stride];
-        let mut want_first = old_first.clone();
-        let (mut want_gain, mut dc0, mut dc1) = (vec![1.0; heads], 0.0, 0.0);
-        for row in 0..rows {
-            let angles = &rope[row % tokens as usize * rope_dims as usize..][..rope_dims as usize];
-            for h in 0..heads + kv {
-                let x = &qkv[row * stride + h * D..][..D];
-                let r = inverse_rms(x);
-                let y: Vec<f64> = x.iter().map(|x| x * r).collect();
-                let factor = if h < heads { gain[h] } else { 1.0 };
-                let mut z = y.clone();
-                rotate(&mut z, angles, 1.0);
-                for c in 0..D {
-                    want_out[row * columns + h * D + c] = factor * z[c];
-                }
-                let mut e = dout[row * columns + h * D..][..D].to_vec();
-                if h < heads {
-                    want_gain[h] += e.iter().zip(&z).map(|(e, z)| e * z).sum::<f64>();
-                }
-                rotate(&mut e, angles, -1.0);
-                let e: Vec<f64> = e.iter().map(|e| factor * e).collect();
-                want_dqkv[row * stride + h * D..][..D].copy_from_slice(&norm_gradient(x, &e));
+    let (c0, c1) = p.coefficients();
+    // Its operands are what the forward stored, rounded: that is what its result is for.
+    let ready = device.ready.read_bf16();
+    let raw = device.v_raw.read_bf16();
+    let pitch = inverse_rms_pitch(heads as u64, kv as u64) as usize;
+    let inverse = device.inverse_rms.read_f32();
+    let mut want_dqkv = vec![7.0; rows * stride];
+    let mut want_dv = vec![0.0; rows * kv_width];
+    let mut want_first = old_first.clone();
+    let (mut want_gain, mut dc0, mut dc1) = (vec![1.0; heads], 0.0, 0.0);
+    let got_dqkv = dqkv.read_bf16();
+    for row in 0..rows {
+        for h in 0..heads + kv {
+            let mut e = dout[row * columns + h * D..][..D].to_vec();
+            let mut z = ready[row * columns + h * D..][..D].to_vec();
+            if h < heads {
+                let dot: f64 = e.iter().zip(&z).map(|(e, z)| e * z).sum();
+                want_gain[h] += dot / p.gain(h);
             }
-            for c in 0..kv_width {
-                let column = (heads + kv) * D + c;
-                let mut w = qkv[row * stride + column];
-                if embedded {
-                    w += ve_scale[0] * table[ids[row] as usize * kv_width + c];
-                }
-                let f = first[row * stride + column];
-                want_out[row * columns + column] = c0 * f + c1 * w;
-                let place = row * kv_width + c;
-                let mut dv = dout[row * columns + column];
-                if with_extra {
-                    dv += extra[place];
-                }
-                if role == FirstRole::Take {
-                    dv += old_first[place];
-                }
-                want_dqkv[row * stride + column] = c1 * dv;
-                dc0 += dv * f;
-                dc1 += dv * w;
-                match role {
-                    FirstRole::Write => want_first[place] = c0 * dv,
-                    FirstRole::Add => want_first[place] += c0 * dv,
-                    FirstRole::None | FirstRole::Take => {}
-                }
+            for x in [&mut e, &mut z] {
+                rotate(x, p.angles(row), -1.0);
+            }
+            let e: Vec<f64> = e.iter().map(|e| p.gain(h) * e).collect();
+            let y: Vec<f64> = z.iter().map(|z| z / p.gain(h)).collect();
+            let mean = e.iter().zip(&y).map(|(e, y)| e * y).sum::<f64>() / D as f64;
+            let r = inverse[row * pitch + h];
+            let place = row * stride + h * D;
+            for (c, (e, y)) in e.iter().zip(&y).enumerate() {
+                want_dqkv[place + c] = r * (e - y * mean);
+            }
+            check_chain(&what, p, row, h, &e, &got_dqkv[place..][..D]);
+        }
+        for c in 0..kv_width {
+            let (f, mut w) = p.values(row, c);
+            let column = (heads + kv) * D + c;
+            let place = row * kv_width + c;
+            if case.mode != 0 {
+                w += raw[place] - p.product[row * stride + column];
+            }
+            let mut dv = dout[row * columns + column];
+            if with_extra {
+                dv += extra[place];
+            }
+            if case.role == FirstRole::Take {
+                dv += old_first[place];
+            }
+            want_dv[place] = c1 * dv;
+            want_dqkv[row * stride + column] = p.factor(row) * c1 * dv;
+            dc0 += dv * f;
+            dc1 += dv * w;
+            match case.role {
+                FirstRole::Write => want_first[place] = c0 * dv,
+                FirstRole::Add => want_first[place] += c0 * dv,
+                FirstRole::None | FirstRole::Take => {}
             }
         }
-        let want_dv: Vec<f64> = want_dqkv
-            .chunks_exact(stride)
-            .flat_map(|row| row[(heads + kv) * D..][..kv_width].to_vec())
-            .collect();
-        if embedded {
-            assert_bf16(&format!("dv, {what}"), &dv.read_bf16(), &want_dv, 1.0);
-        }
-        if scale.is_some() {
-            for (row, factor) in want_dqkv.chunks_exact_mut(stride).zip(&sums.factors) {
-                row[..columns].iter_mut().for_each(|x| *x *= factor);
-            }
-        }
-        assert_bf16(&format!("out, {what}"), &out.read_bf16(), &want_out, 1.0);
-        assert_bf16(&format!("dqkv, {what}"), &dqkv.read_bf16(), &want_dqkv, 1.0);
-        if role != FirstRole::None {
-            assert_bf16(
-                &format!("dv_first, {what}"),
-                &dv_first.read_bf16(),
-                &want_first,
-                1.0,
-            );
-        }
-        assert_f32(
-            &format!("dq_gain, {what}"),
-            &gain_grad.read_f32(),
-            &want_gain,
-            30.0,
-        );
-        let want_mix = match mode {
-            0 => [1.0, 1.0],
-            1 => [1.0 + (dc0 - dc1) * g * (1.0 - g), 1.0],
-            _ => [1.0 + dc0, 1.0 + dc1],
-        };
-        assert_f32(
-            &format!("dmix, {what}"),
-            &mix_grad.read_f32(),
-            &want_mix,
-            100.0,
+    }
+    assert_bf16(&format!("dqkv, {what}"), &got_dqkv, &want_dqkv, 1.0);
+    if case.embedded {
+        assert_bf16(&format!("dv, {what}"), &dv.read_bf16(), &want_dv, 1.0);
+    }
+    if case.role != FirstRole::None {
+        assert_bf16(
+            &format!("dv_first, {what}"),
+            &dv_first.read_bf16(),
+            &want_first,
+            1.0,
         );
     }
+    assert_f32(
+        &format!("dq_gain, {what}"),
+        &gain_grad.read_f32(),
+        &want_gain,
+        30.0,
+    );
+    let g = sigmoid(p.mix[0]);
+    let want_mix = match case.mode {
+        0 => [1.0, 1.0],
+        1 => [1.0 + (dc0 - dc1) * g * (1.0 - g), 1.0],
+        _ => [1.0 + dc0, 1.0 + dc1],
+    };
+    assert_f32(
+        &format!("dmix, {what}"),
+        &mix_grad.read_f32(),
+        &want_mix,
+        100.0,
+    );
+}
+
+/// The gradient of a head's projection against that of the unrounded one. `e` is the gradient of its normed and unrotated columns.
+///
+/// The backward takes the normed head y from bf16: each column of rope(y) is off by at most 2^-9 of itself, hence those of y by `off` below.
+/// In `dx = r (e - y mean(e y))` that is an error of at most `r (off |mean(e y)| + |y| mean(|e| off))`, next to that of rounding dx.
+fn check_chain(what: &str, p: &Problem, row: usize, h: usize, e: &[f64], got: &[f64]) {
+    let factor = p.factor(row);
+    let r = inverse_rms(p.head(row, h));
+    let y: Vec<f64> = p.head(row, h).iter().map(|x| r * x).collect();
+    let mut off: Vec<f64> = y.iter().map(|y| y.abs()).collect();
+    let pairs = p.angles(row).len() / 2;
+    for i in 0..pairs {
+        // Both columns of a pair have a part in either, by factors that are at most cos^2 + sin^2 and 2 sin cos.
+        let both = off[i] + off[i + pairs];
+        (off[i], off[i + pairs]) = (both, both);
+    }
+    off.iter_mut().for_each(|off| *off *= 2f64.powi(-9));
+    let mean_of = |x: &mut dyn Iterator<Item = f64>| x.sum::<f64>() / D as f64;
+    let mean = mean_of(&mut e.iter().zip(&y).map(|(e, y)| e * y));
+    let off_mean = mean_of(&mut e.iter().zip(&off).map(|(e, off)| e.abs() * off));
+    let want = norm_gradient(p.head(row, h), e);
+    for c in 0..D {
+        let want = factor * want[c];
+        let bound =
+            0.006 * want.abs() + 0.004 + factor * r * (off[c] * mean.abs() + y[c].abs() * off_mean);
+        assert!(
+            (got[c] - want).abs() <= bound,
+            "dqkv, {what}, row {row}, head {h}, column {c}: got {}, want {want} within {bound}",
+            got[c]
+        );
+    }
+}
+
+/// No gain is so small that the backward could not divide by it: 0 has the gradient that the formula says, and attention sees a 0.
+#[test]
+fn gains_of_nothing() {
+    let gpu = Gpu::new();
+    for (seed, gains) in [
+        (700, [0.0, 1.5]),
+        (701, [-1e-30, 1e-42]),
+        (702, [-0.0, 0.0]),
+    ] {
+        let mut p = Problem::new(
+            &gpu,
+            case([1, 70], [1, 2], 64, [N, N], 0, FirstRole::None),
+            seed,
+        );
+        p.gain = gains.to_vec();
+        let device = OnDevice::new(&gpu, &p);
+        let operands = device.operands(&p, false);
+        device.forward(&gpu, gpu.kernels, &p, &operands);
+        let dout = Random::new(1).bf16((p.rows * p.columns) as u64, 1.0);
+        let dout_d = gpu.bf16(&dout);
+        let dqkv = gpu.poison((2 * p.rows * p.columns) as u64);
+        let grid = u64::from(qkv_partials(p.shape));
+        let partial = gpu.poison(4 * grid * (p.heads as u64 + 2));
+        let gradients = QkvGradients {
+            dout: dout_d.ptr(),
+            dv_extra: None,
+            dqkv: dqkv.ptr(),
+            stride: p.columns as u64,
+            scale: p.scale(),
+            dv_first: None,
+            role: FirstRole::None,
+            dv: None,
+            partial: partial.ptr(),
+        };
+        gpu.kernels
+            .qkv_backward(&gpu.stream, &operands, &gradients)
+            .unwrap();
+        // Attention of what was stored, and of zeros in its place.
+        let mut ready = device.ready.read_bf16();
+        for (i, x) in ready.iter_mut().enumerate() {
+            let head = i % p.columns / D;
+            if head < 2 && gains[head].abs() < 1.0 {
+                assert!(*x != 0.0 && x.abs() < 1e-17, "element {i} is {x}");
+                *x = 0.0;
+            }
+        }
+        let attention = |qkv: &Buffer| {
+            let out = gpu.poison((2 * p.rows * 2 * D) as u64);
+            let lse = gpu.poison(4 * p.shape.statistics());
+            let forward = AttentionForward {
+                shape: p.shape,
+                first: 0,
+                qkv: qkv.ptr(),
+                out: out.ptr(),
+                lse: lse.ptr(),
+                along: None,
+                gate: None,
+            };
+            gpu.kernels
+                .attention_forward(&gpu.stream, &forward)
+                .unwrap();
+            gpu.wait();
+            (out.read_bf16(), lse.read_f32())
+        };
+        let ((out, lse), (zero_out, zero_lse)) =
+            (attention(&device.ready), attention(&gpu.bf16(&ready)));
+        assert!(out == zero_out, "{gains:?}: attention sees more than zeros");
+        for (a, b) in lse.iter().zip(&zero_lse) {
+            assert!(a == b || (a - b).abs() < 1e-15, "{gains:?}: {a}, {b}");
+        }
+
+        let sums = partial.read_f32();
+        let got_dqkv = dqkv.read_bf16();
+        for h in 0..2 {
+            let mut want = 0.0;
+            for row in 0..p.rows {
+                let x = p.head(row, h);
+                let r = inverse_rms(x);
+                let mut z: Vec<f64> = x.iter().map(|x| r * x).collect();
+                rotate(&mut z, p.angles(row), 1.0);
+                let dout = &dout[row * p.columns + h * D..][..D];
+                want += z.iter().zip(dout).map(|(z, g)| z * g).sum::<f64>();
+            }
+            let got: f64 = sums.iter().skip(h).step_by(p.heads + 2).sum();
+            // Of p.rows x 64 products of normal numbers, each rounded to 2^-9: a few standard deviations.
+            let spread = (p.rows as f64 * D as f64).sqrt() * 2f64.powi(-9);
+            assert!(
+                (got - want).abs() < 4.0 * spread,
+                "{gains:?}: the gradient of gain {h} is {got}, not {want}"
+            );
+            if gains[h].abs() < 1.0 {
+                for row in got_dqkv.chunks_exact(p.columns) {
+                    assert!(row[h * D..][..D].iter().all(|x| x.abs() < 1e-15));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let gpu = Gpu::new();
+    let p = Problem::new(
+        &gpu,
+        case([1, 20], [1, 2], 64, [N, N], 1, FirstRole::None),
+        701,
+    );
+    let device = OnDevice::new(&gpu, &p);
+    let run = |operands: &QkvOperands, columns: usize| {
+        let x = Matrix::new(device.x.ptr(), p.rows as u64, 64);
+        let weight = Matrix::new(device.weight.ptr(), columns as u64, 64);
+        gpu.kernels
+            .gemm_qkv(&gpu.stream, operands, x, weight, None, None)
+            .unwrap_err()
+            .to_string()
+    };
+    let narrow = run(&device.operands(&p, true), 192);
+    assert!(
+        narrow.contains("[20, 192]") && narrow.contains("256 columns"),
+        "{narrow}"
+    );
+    let raw = run(&device.operands(&p, false), 256);
+    assert!(raw.contains("v_raw"), "{raw}");
+    let mut pitch = device.operands(&p, true);
+    pitch.v_first = pitch.v_first.map(|f| FirstValue { stride: 60, ..f });
+    let pitch = run(&pitch, 256);
+    assert!(pitch.contains("60 elements apart"), "{pitch}");
 }
