@@ -29,7 +29,8 @@
 // 4. Pipeline. That of gemm.cu. What the epilogue reads from global memory is asked for before the products (cosines, sines, and the
 //    first v head's sources), or when the box before has used the registers (sources of further v heads).
 //
-// 5. Floor (predicted), N = 98304, d = 512, C = 1024: 103 GFLOP, 129 us, compute-bound (303 MB, 101 us).
+// 5. Floor (predicted), N = 98304, d = 512, C = 1024: 103 GFLOP, 129 us, compute-bound (303 MB, 101 us). By the emulator's counts L2 takes
+//    151 us, with a value embedding 155, and no access to shared memory meets another in a bank (`bench kernels`, 2026-11-22).
 //
 // 6. Fences and waits: those of gemm.cu, and
 //      __syncwarp            a lane's ldmatrix reads what another lane has not stored yet, or a lane stores over what has not been read
