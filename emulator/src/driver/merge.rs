@@ -221,6 +221,21 @@ fn rewritten(text: &str, rename: impl Fn(&str) -> Option<String>, files: u32) ->
     out
 }
 
+/// Of a function: where its results are named, behind `.func`, and how.
+fn returns(statement: &str) -> Option<(usize, Option<&str>)> {
+    let all = tokens(statement);
+    let func = all.iter().position(|t| t.1 == ".func")?;
+    let at = all[func].0 + ".func".len();
+    // `.noreturn` and the like stand before the results.
+    let first = all[func + 1..].iter().position(|t| !t.1.starts_with('.'))? + func + 1;
+    if all[first].1 != "(" {
+        return Some((at, None));
+    }
+    let close = all[first..].iter().position(|t| t.1 == ")")? + first;
+    let results = &statement[all[first].0..=all[close].0];
+    Some((at, results.contains(".param").then_some(results)))
+}
+
 fn version(statement: &str) -> Option<(u32, u32)> {
     let (major, minor) = statement.strip_prefix(".version")?.trim().split_once('.')?;
     let digits = minor.split(|c: char| !c.is_ascii_digit()).next()?;
@@ -277,6 +292,16 @@ pub fn merge(inputs: &[String]) -> Result<String, String> {
                     _ => _ = owner.insert(name, (i, s.linkage)),
                 }
             }
+        }
+    }
+    // What callers take back of a function that another text defines.
+    let mut expected: HashMap<&str, &str> = HashMap::new();
+    for s in texts.iter().flatten() {
+        if s.kind == Kind::Declaration
+            && let Some(&name) = s.names.first()
+            && let Some((_, Some(returns))) = returns(s.text)
+        {
+            expected.insert(name, returns);
         }
     }
     let newest = texts
@@ -340,6 +365,13 @@ pub fn merge(inputs: &[String]) -> Result<String, String> {
                 Kind::Other => 4,
             };
             let mut new = rewritten(s.text, rename, files);
+            // A linker of machine code matches names only: who takes a result from a function that has none gets what is in the register.
+            if s.kind == Kind::Function
+                && let Some((at, None)) = returns(&new)
+                && let Some(returns) = expected.get(name)
+            {
+                new.insert_str(at, &format!(" {returns}"));
+            }
             if s.kind == Kind::Declaration && s.linkage == Linkage::Extern && defined.is_some() {
                 new = new.replacen(".extern", ".visible", 1);
             }
@@ -381,6 +413,29 @@ mod tests {
                 (Kind::Function, Linkage::Visible, "k".into()),
                 (Kind::Other, Linkage::Local, String::new()),
             ]
+        );
+    }
+
+    #[test]
+    fn a_function_without_a_result_may_be_called_for_one() {
+        let caller = format!(
+            "{HEAD}.extern .func (.param .b64 r) f\n(.param .b32 a);\n.visible .entry k() {{ ret; }}"
+        );
+        let callee =
+            |results: &str| format!("{HEAD}.visible .func {results}f(.param .b32 a)\n{{ ret; }}");
+        let merged = merge(&[caller.clone(), callee("")]).unwrap();
+        assert!(
+            merged.contains(".visible .func (.param .b64 r) f(.param .b32 a)"),
+            "{merged}"
+        );
+        let other = merge(&[caller, callee("(.param .b32 q) ")]).unwrap();
+        assert!(
+            other.contains(".visible .func (.param .b32 q) f("),
+            "{other}"
+        );
+        assert!(
+            !other.contains(".visible .func (.param .b64 r) (.param"),
+            "{other}"
         );
     }
 

@@ -291,7 +291,8 @@ impl<'m> LowerCx<'m> {
                 let (v, symbol) = self.symbol_address(o)?;
                 match symbol.space {
                     Space::Param if width == 64 => self.init_row(Init::ParamAddress(v as u32)),
-                    Space::Param => return self.error("the address of a parameter has 64 bits"),
+                    // In its own space a parameter has a short address: see `cvta`.
+                    Space::Param => self.init_row(Init::Const32(v as u32)),
                     Space::Local => {
                         let row = self.local_address(v as i64, width)?;
                         self.current.reads.push((row, Self::rows_of(width)));

@@ -119,16 +119,21 @@ fn constants_initialisers_and_relocations() {
         mov.b64 %a,s; ld.param.u32 %x,[%a+20]; st.global.u32 [%o+12],%x;
         cvta.param.u64 %b,%a; ld.v2.u32 {%x,%y},[%b+8]; add.u32 %x,%x,%y; st.global.u32 [%o+16],%x;
         isspacep.const %p,%a; selp.u32 %x,1,0,%p; isspacep.global %p,%o; @%p add.u32 %x,%x,2; st.global.u32 [%o+20],%x;
+        .reg .b32 %s; mov.b32 %s,s; cvt.u64.u32 %a,%s; cvta.param.u64 %b,%a; ld.u32 %x,[%b+12];
+        mov.b32 %s,s+16; cvt.u64.u32 %a,%s; cvta.param.u64 %b,%a; ld.u32 %y,[%b]; shl.b32 %y,%y,8; or.b32 %x,%x,%y; st.global.u32 [%o+24],%x;
         ret; }";
     let d = device(0, Policy::Random);
     let m = module(&d, text);
     assert_eq!(m.globals["v"].1, 8);
-    let out = upload(&d, &[0u32; 6]);
+    let out = upload(&d, &[0u32; 7]);
     let mut params = Params::default().u64(out).0;
     params.resize(16, 0);
     params.extend((1..=6u32).flat_map(|v| v.to_le_bytes()));
     launch(&d, &m, "k", config(1, 1), &Params(params)).unwrap();
-    assert_eq!(download::<u32>(&d, out, 6), [22, 33, 6, 6, 7, 2]);
+    assert_eq!(
+        download::<u32>(&d, out, 7),
+        [22, 33, 6, 6, 7, 2, 4 | 5 << 8]
+    );
     let used = d.memory.used();
     d.unload_module(&m);
     assert!(d.memory.used() < used);

@@ -4,7 +4,7 @@ use super::super::simd::{Body, handler};
 use super::super::{Cx, Flow, Handler, LANES, LOCAL_WINDOW, SHARED_WINDOW};
 use super::access::each;
 use crate::program::lower::{LowerCx, Result};
-use crate::program::{Class, Op};
+use crate::program::{Class, Init, Op};
 use crate::ptx::ast::{Instr, Operand, Space, Ty};
 
 pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<()> {
@@ -54,6 +54,31 @@ impl Body for Add64 {
     }
 }
 
+/// A generic address of an address in the space of parameters, which is a place in the parameter block (32-bit code has
+/// those) or a generic address already. `src[1]` is the address of the block.
+struct OfParameters;
+impl Body for OfParameters {
+    #[inline(always)]
+    unsafe fn run(cx: &mut Cx, op: &Op) -> Flow {
+        // SAFETY: rows of the program.
+        unsafe {
+            let (s, base) = (*cx.row64(op.src[0]), *cx.row64(op.src[1]));
+            let d = cx.row64_mut(op.dst);
+            each(cx.mask, |l| {
+                d[l] = if s[l] < PARAMETER_BLOCK {
+                    base[l] + s[l]
+                } else {
+                    s[l]
+                };
+            });
+        }
+        Flow::Next
+    }
+}
+
+/// No parameter block is larger, and no device memory lies below.
+const PARAMETER_BLOCK: u64 = 1 << 15;
+
 fn window(space: &str) -> Option<u64> {
     Some(match space {
         "shared" | "shared::cta" | "shared::cluster" => SHARED_WINDOW,
@@ -84,6 +109,12 @@ fn convert(cx: &mut LowerCx, i: &Instr, parts: &[&str]) -> Result<()> {
         op.imm = LOCAL_WINDOW as i64;
     }
     op.src[0] = cx.src(src, Ty::U64)?;
+    if !to && parts.iter().any(|p| p.starts_with("param")) && op.imm == 0 {
+        let value = op.src[0];
+        op = LowerCx::new_op(handler::<OfParameters>(), Class::Integer);
+        op.src[0] = value;
+        op.src[1] = cx.init_row(Init::ParamAddress(0));
+    }
     op.dst = cx.dst(dst, Ty::U64)?;
     cx.emit(i, op)
 }
