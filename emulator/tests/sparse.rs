@@ -427,7 +427,7 @@ fn wgmma(r: &mut Lcg, [ta, tb]: [Type; 2], d: &str, p: Product) {
     );
     let got = run_body(&body, 128, &input, planes * 128).unwrap();
     for row in 0..64 {
-        for column in 0..n {
+        for (column, weights) in b.iter().enumerate().take(n) {
             let (w, g) = (row / 16, row % 16);
             let lane = g % 8 * 4 + column % 8 / 2;
             let found = if d == "f16" {
@@ -437,7 +437,7 @@ fn wgmma(r: &mut Lcg, [ta, tb]: [Type; 2], d: &str, p: Product) {
                 let plane = column / 8 * 4 + g / 8 * 2 + column % 2;
                 result(d, got[plane * 128 + 32 * w + lane])
             };
-            let products = (0..k).map(|k| value(ta, a.full[row][k]) * value(tb, b[column][k]));
+            let products = (0..k).map(|k| value(ta, a.full[row][k]) * value(tb, weights[k]));
             let sum: f64 = products.sum();
             let sum = if p.negate[0] != p.negate[1] {
                 -sum

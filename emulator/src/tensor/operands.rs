@@ -39,10 +39,13 @@ fn ranges(tile: &Tile, rows: std::ops::Range<u32>, mut f: impl FnMut(u32, u32)) 
     }
 }
 
+/// Where an operand lies in shared memory: starts and ends.
+type Ranges = Arc<[(u32, u32)]>;
+
 /// The ranges of the operands met so far: a pipeline has a few per stage and step along K.
 #[derive(Default)]
 pub struct Operands {
-    known: FastMap<(Tile, u32, u32), Arc<[(u32, u32)]>>,
+    known: FastMap<(Tile, u32, u32), Ranges>,
 }
 
 impl Operands {
@@ -109,7 +112,7 @@ fn read_places(check: &mut Checker, at: At, cta: u32, mma: &Mma, b: &Tile, place
     if !undefined {
         return;
     }
-    let bytes = mma.b.bits() as u32 / 8;
+    let bytes = mma.b.bits() / 8;
     for k in (0..mma.depth as u32).filter(|k| places >> k & 1 == 1) {
         for column in 0..mma.n as u32 {
             let address = if b.mn_major {
