@@ -11,57 +11,66 @@
 // 2. Operands. Maps are 3-D over [B, T, columns], start at the first column of their part, boxes 64 x 64, 128-byte swizzle:
 //      q, dout: heads;  k, v, dk, dv: key/value heads, all bf16;  lse, delta f32 [B, H, Tp], read as rows of 64
 //      dq       bf16, rows of dq_stride, first q column
-//      dq_sum   f32 [B, H, Tp/64, 2, 2048]: a tile's columns 0..31 and 32..63, each in the order of the accumulator: [4][thread][4].
-//               Ordered: written before it is read. Unordered: zero before the first launch, zero again after each.
+//      dq_sum   f32 [B, H, Tp/64, 2, 2048]: a tile's queries 0..31 and 32..63, each in the order of the accumulator of dQ^T:
+//               [4][thread][4]. Ordered: written before it is read. Unordered: zero before the first launch, zero again after each.
 //      turns    u32 [B, H, Tp/64, 2]: how many have added; then [B, KV]: tickets. Zero before the first launch, zero again after each.
-//    Shared: K, V of 128 keys (later staging of dK, dV), STAGES x (Q 8 KB, dO 8 KB, lse, delta), 2 x dS^T 16 KB, 2 x dQ 16 KB.
+//    Shared: K, V of 128 keys (later staging of dK, dV), STAGES x (Q 8 KB, dO 8 KB, lse, delta), SCORES x dS^T 16 KB, 2 x dQ 16 KB.
 //
 // 3. Work. Grid (ceil(T/128), KV, B), block 0 has the last keys. 384 threads. Warpgroup 0 (56 registers): warp 0 loads, warps 1 and 2
-//    add dQ columns 0..31 and 32..63 to dq_sum. Warpgroups 1 and 2 (224 registers) own 64 keys each and 32 columns of dQ; they walk the
-//    query tiles of the group's heads: dK 32, dV 32, S^T 32, dP^T 32, dQ 16, P and dS packed 32, K as an operand 16.
+//    add dQ of queries 0..31 and 32..63 to dq_sum. Warpgroups 1 and 2 (224 registers) own 64 keys each and 32 queries of dQ; they walk
+//    the query tiles of the group's heads: dK 32, dV 32, S^T 32, dP^T 32 (dQ^T in half of it), P and dS packed 32, K as an operand 16,
+//    K^T of all 128 keys as one 32.
 //    NOTE: the scores are computed transposed (keys are the rows), so P^T and dS^T are already the register operand of dV and dK.
 //    Only dS goes through shared memory, for dQ, which needs all 128 keys.
-//    WHY NOT V in registers too: ptxas runs out of them and then waits for each product.
+//    NOTE: dQ is computed transposed, too: its left operand is then K^T, which never changes and stays in registers, and only dS^T is
+//    read from shared memory. It comes a step late, into the registers of dP, which are free then.
+//    WHY NOT V in registers, too: a warpgroup would need 240, and 24 are too few for the warps that round dQ (ptxas spills).
 //    ORDER: a query tile gets its shares from the block on the diagonal first, then downwards. All blocks start on their diagonal,
 //    so block j comes to a tile two steps after block j+1: in lockstep nobody waits. Which block a CTA is, its ticket says: block j+1
 //    has started before block j, in whatever order the device starts CTAs, which is why waiting for it ends.
 //
 // 4. Pipeline of a warpgroup, from step n (one query tile of one head) to n+1; on the right what the tensor core has in its queue:
-//      issue dV(n), S(n+1)                                   |
-//      dS(n) to shared memory, meet the other warpgroup      |dV(n), S(n+1)
-//      issue dP(n+1), then dK(n) and dQ(n)                   |
-//      wait S(n+1): exp, P(n+1)                              |dP(n+1), dK(n), dQ(n)
-//      wait dP(n+1): dS(n+1)                                 |dK(n), dQ(n)
-//      wait dQ(n): to staging; release the stage of n        |the other warpgroup's
-//    NOTE: nothing is under way at the loop's back edge: ptxas loses count there and would wait for each product.
+//      issue dV(n), dQ(n-1)                                  |
+//      dS(n) to shared memory, for both warpgroups           |dV(n), dQ(n-1)
+//      wait: dQ(n-1) to staging                              |the other warpgroup's
+//      issue S(n+1), dP(n+1), dK(n)                          |
+//      wait S(n+1): exp                                      |dP(n+1), dK(n)
+//      wait: P(n+1), dS(n+1); release the stage of n         |the other warpgroup's
+//    NOTE: the warpgroups meet over dS a whole step before dQ needs it, so neither waits and they may drift apart by a step: what one
+//    computes stands under the products of the other.
+//    NOTE: every second wait is for everything, also where nothing asks for it (the first step has no dQ before it). With longer queues
+//    (S before dQ is handed over, dK into the next step, dP and dK as one group) ptxas finds no registers for all that is under way and
+//    waits for each product. Which sources it takes is a matter of luck: try 12.3 and 13.0 after each change.
 //
 // 5. Floor (predicted), T = 2048, N = 98304, H = 8: 515 GFLOP, 646 us at 798 TFLOP/s; exponentials 217 us.
-//    Cycles per SM and step (128 keys, 64 queries), products and shared memory (wavefronts, no conflicts) by the emulator's counters at
-//    T = 1024, instructions from the loop that ptxas 13.0 makes:
+//    Cycles per SM and step (128 keys, 64 queries), products and shared memory (wavefronts, no conflicts), instructions from the loop
+//    that ptxas 13.0 makes:
 //                                      products | ex2 | instructions | shared memory
-//      this                                1280 | 512 |          804 |          1846
+//      this                                1280 | 512 |          802 |          1570
+//      K of dQ in shared memory            1280 | 512 |          804 |          1823
 //      two kernels of 4 and 3 products     1692 | 967 |         1296 |          1924
-//    Shared memory: S, dV, dK 3 x 128 (their B operand), dP 256, dQ 384, dS 128, staging of dQ 128 written and 128 read, tiles arriving
-//    160, lse and delta 256. Predicted bound: shared memory, 1.44 times the products; V in registers (-128) and whole tiles of dQ by
-//    turns (-128) would need 240 registers, which leaves 24 for the warps that round dQ. Added to L2: 16 KB a step, 8.9 bytes a cycle.
+//    Shared memory: S, dV, dK, dQ 4 x 128 (their right operand), dP 256, dS 128, staging of dQ 128 written and 128 read, tiles
+//    arriving 150, lse and delta 256. Predicted bound: shared memory, 1.23 times the products at equal clocks. V in registers would save
+//    128 more (see 3). Between SM and L2: Q and dO 16 KB and the sum of dQ 16 KB a step, 38 KB with K, V, dK, dV and the rounding,
+//    21 bytes a cycle: four fifths of what shared memory takes.
+//    WHY NOT clusters that share Q and dO (8 of the 38 KB), or the sum of dQ of two CTAs through distributed shared memory: L2 is not what
+//    limits it, and the second would add passes to what does. WHY NOT blocks of 192 or 256 keys, with fewer sums of dQ: dK and dV alone
+//    would take 96 or 128 registers of a thread.
 //    FlashAttention-3 (commit 0251105a, head 64, causal, grouped, 128 x 128, nvcc 13.0.88) does the same five products with 24 bytes
-//    spilled, a pass before to clear dQ and one after to round it; 673 instructions for 8192 scores.
-//    The same by the emulator's counters at T = 1024, 8 heads on 4 (docs/benchmarks.md): consumers 1,987 k instructions, 914 k passes, 26.0 MB
-//    of L2, around it (delta, too) 384 k, 98 k, 11.1; this 2,022 k, 1,064 k, 29.7 without polls for turns.
+//    spilled, a pass before to clear dQ and one after to round it; 673 instructions for 8192 scores. Counts: docs/benchmarks.md.
 //
 // 6. Fences and waits, and what breaks without them:
 //      full/empty             products of missing bytes; a stage overwritten under a product
-//      wgmma_wait<2>, <1>, <0>     S, dP, dQ used too early; P or dS overwritten while a product reads it; a stage released too early
-//      fence + barrier of dS  dQ is a product of stale or missing dS
-//      __syncwarp before release   another lane of the warp still reads lse or delta of the stage, or writes dQ
+//      wgmma_wait<0>, <2>, <0>     dQ, S, dP used too early; P or dS overwritten while a product reads it; a stage released too early
+//      fence + ds_full        dQ is a product of stale or missing dS; one of SCORES overwritten under the other warpgroup's dQ
+//      __syncwarp before ds_full, dq_full   another lane of the warp still writes dS or dQ, or reads lse or delta of the stage
 //      fence before dq_full   the copy engine adds stale staging bytes; dq_empty: staging overwritten while it is read
 //      bulk_wait<0>, turn_*   shares are added out of order, or the sum is rounded before it is complete
 //      fence_proxy_async_global    the turn is taken in the generic proxy, the copy after it runs in the async proxy
-//      barrier before the end dK staged over K while the other warpgroup's dQ reads it
 //      fence_proxy_async + named barrier   the store engine reads stale or missing staging bytes
 //
 // 7. Limits: as attention_forward.cu. Rows t >= T have lse = +inf and delta = 0, so they add nothing.
-// 8. Machine code (ptxas 13.0): registers: 168, shared: 0 bytes, HGMMA: 48, dynamic: 167,936 bytes
+// 8. Machine code (ptxas 13.0): registers: 168, shared: 0 bytes, HGMMA: 64, dynamic: 184,320 bytes
 #include "hopper/barrier.cuh"
 #include "hopper/fence.cuh"
 #include "hopper/matrix_moves.cuh"
@@ -74,20 +83,23 @@
 
 namespace birdie {
 
-constexpr int HEAD_DIM = 64, TILE = 64, HALVES = 2, STAGES = 4, THREADS = 384, DQ_FLOATS = TILE * HEAD_DIM / HALVES;
+constexpr int HEAD_DIM = 64, TILE = 64, HALVES = 2, STAGES = 4, SCORES = 3, THREADS = 384, DQ_FLOATS = TILE * HEAD_DIM / HALVES;
+constexpr int PRODUCER_REGISTERS = 56, CONSUMER_REGISTERS = 224;
 constexpr u32 TILE_BYTES = TILE * HEAD_DIM * sizeof(bf16);
 constexpr float SCALE = 0.125f, SCALE_LOG2 = SCALE * LOG2_E;
-enum NamedBarrier : u32 { BOTH_WARPGROUPS = 1, ONE_WARPGROUP = 2 }; // ONE_WARPGROUP + half
+constexpr u32 ONE_WARPGROUP = 1; // named barrier of warpgroup `half`: ONE_WARPGROUP + half
+
+template <bool VALUE> struct Flag { static constexpr bool value = VALUE; };
 
 static_assert(HEAD_DIM * sizeof(bf16) == 128, "a head is one 128-byte swizzled row");
 
 struct alignas(1024) BackwardShared {
   u8 k[HALVES][TILE_BYTES], v[HALVES][TILE_BYTES];
   u8 q[STAGES][TILE_BYTES], dout[STAGES][TILE_BYTES];
-  u8 ds[2][HALVES][TILE_BYTES]; // dS^T: rows are keys
+  u8 ds[SCORES][HALVES][TILE_BYTES]; // dS^T: rows are keys. One is written, one is read, one is still read by the other warpgroup
   float dq[HALVES][2][DQ_FLOATS];
   float lse[STAGES][TILE], delta[STAGES][TILE];
-  u64 full_kv, full[STAGES], empty[STAGES], dq_full[HALVES][2], dq_empty[HALVES][2];
+  u64 full_kv, full[STAGES], empty[STAGES], ds_full, dq_full[HALVES][2], dq_empty[HALVES][2];
   u32 place; // among the blocks of this sequence and head, the last keys first
 };
 
@@ -107,11 +119,11 @@ __device__ __forceinline__ void multiply_add(float (&c)[32], const u32 (&a)[4][4
 #pragma unroll
   for (int step = 0; step < TILE / 16; ++step) wgmma_n64<Major::MN>(c, a[step], b + step * K_STEP<Major::MN>, true);
 }
-// Half of dQ[64,64] = dS[64,128] K[128,64]: all keys, 32 columns.
-__device__ __forceinline__ void multiply_queries(float (&c)[16], u64 ds, u64 k) {
+// Half of dQ^T[64,64] = K^T[64,128] dS^T[128,64]: all keys, 32 queries. K^T packed in registers.
+__device__ __forceinline__ void multiply_queries(float (&c)[32], const u32 (&keys)[8][4], u64 ds) {
 #pragma unroll
   for (int step = 0; step < HALVES * TILE / 16; ++step)
-    wgmma_n32<Major::MN, Major::MN>(c, ds + step * K_STEP<Major::MN>, k + step * K_STEP<Major::MN>, step != 0);
+    wgmma_n32<Major::MN>(c, keys[step], ds + step * K_STEP<Major::MN>, step != 0);
 }
 __device__ __forceinline__ void pack_operand(u32 (&a)[4][4], const float (&x)[32]) {
 #pragma unroll
@@ -122,36 +134,49 @@ __device__ __forceinline__ void load_operand(u32 (&a)[4][4], const u8 *tile, u32
 #pragma unroll
   for (int j = 0; j < 4; ++j) ldmatrix_x4(a[j], shared_address(tile) + swizzle_128b(16 * warp + (lane & 15), 16 * j + 8 * (lane >> 4)));
 }
-// Writes a packed operand as a swizzled tile.
-__device__ __forceinline__ void store_operand(u8 *tile, const u32 (&a)[4][4], u32 warp, u32 lane) {
+// The operand of the transposed tiles: row 16 warp + .. is a column of them, their rows are k.
+__device__ __forceinline__ void load_operand_transposed(u32 (&a)[8][4], const u8 *tiles, u32 warp, u32 lane) {
 #pragma unroll
-  for (int j = 0; j < 4; ++j)
-    stmatrix_x4(shared_address(tile) + swizzle_128b(16 * warp + (lane & 15), 16 * j + 8 * (lane >> 4)), a[j][0], a[j][1], a[j][2],
-                a[j][3]);
+  for (int j = 0; j < 8; ++j)
+    ldmatrix_x4_transposed(a[j], shared_address(tiles) + swizzle_128b(16 * j + 8 * (lane >> 4) + (lane & 7), 16 * warp + (lane & 8)));
+}
+// Writes a packed operand as a swizzled tile; `place` is operand_place of the thread, the rest of the swizzle an XOR.
+__device__ __forceinline__ u32 operand_place(u32 warp, u32 lane) { return swizzle_128b(16 * warp + (lane & 15), 8 * (lane >> 4)); }
+__device__ __forceinline__ void store_operand(u8 *tile, const u32 (&a)[4][4], u32 place) {
+  const u32 first = shared_address(tile) + place;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) stmatrix_x4(first ^ 32 * j, a[j][0], a[j][1], a[j][2], a[j][3]);
 }
 template <int N> __device__ __forceinline__ void multiply_scalar(float (&x)[N], float factor) {
 #pragma unroll
   for (int i = 0; i < N; ++i) x[i] *= factor;
 }
 
-// Rounds 64 rows x 32 columns of dQ from the accumulator's order to bf16. One warp; row t of the tile goes to rows + t stride.
-template <bool CLEAR>
-__device__ __forceinline__ void round_queries(float *sum, bf16 *rows, i32 stride, i32 live_rows, u32 lane) {
-  const u32 chunk = lane % 4, row = lane / 4; // 8 columns of rows 16 w + row and 8 below
+// Rounds 32 rows x 64 columns of dQ from the accumulator's order to bf16. One warp; row t goes to rows + t stride.
+template <bool CLEAR> __device__ __forceinline__ void round_queries(float *sum, bf16 *rows, i32 stride, i32 live_rows) {
+  // A lane has two rows and eight columns at a time: of the accumulator's order one j, warp and lane % 4, all lanes / 4 and one of
+  // their two rows of dQ^T.
+  const u32 lane = lane_id(), eight = lane % 8, pair = lane / 8;
+  const float *source = sum + eight / 2 * 128 + pair * 4 + eight % 2 * 2;
+  bf16 *target = rows + i32(2 * pair) * stride + 8 * eight;
+  live_rows -= i32(2 * pair);
 #pragma unroll 1
-  for (u32 w = 0; w < 4; ++w) {
-    float4 *source = reinterpret_cast<float4 *>(sum) + chunk * 128 + w * 32 + 4 * row;
+  for (u32 j = 0; j < 4; ++j) {
     u32 top[4], bottom[4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float4 x = source[j];
-      top[j] = pack_bf16(x.x * SCALE, x.y * SCALE), bottom[j] = pack_bf16(x.z * SCALE, x.w * SCALE);
-      if (CLEAR) source[j] = make_float4(0.f, 0.f, 0.f, 0.f);
+    for (int i = 0; i < 4; ++i) {
+      const float2 *x = reinterpret_cast<const float2 *>(source + 32 * i);
+      const float2 first = x[0], second = x[8];
+      top[i] = pack_bf16(first.x * SCALE, second.x * SCALE), bottom[i] = pack_bf16(first.y * SCALE, second.y * SCALE);
     }
-    const i32 t = i32(16 * w + row);
-    bf16 *target = rows + i64(t) * stride + 8 * chunk;
-    if (t < live_rows) *reinterpret_cast<uint4 *>(target) = make_uint4(top[0], top[1], top[2], top[3]);
-    if (t + 8 < live_rows) *reinterpret_cast<uint4 *>(target + i64(8) * stride) = make_uint4(bottom[0], bottom[1], bottom[2], bottom[3]);
+    if (live_rows > 0) *reinterpret_cast<uint4 *>(target) = make_uint4(top[0], top[1], top[2], top[3]);
+    if (live_rows > 1) *reinterpret_cast<uint4 *>(target + stride) = make_uint4(bottom[0], bottom[1], bottom[2], bottom[3]);
+    source += 512, target += 8 * stride, live_rows -= 8;
+  }
+  if (CLEAR) {
+    __syncwarp(); // all lanes have read
+#pragma unroll 1
+    for (u32 i = lane; i < DQ_FLOATS / 4; i += 32) reinterpret_cast<float4 *>(sum)[i] = make_float4(0.f, 0.f, 0.f, 0.f);
   }
 }
 
@@ -182,13 +207,14 @@ __device__ __forceinline__ void attention_backward(const BackwardMaps &maps, con
         mbarrier_init(&shared.dq_full[half][s], 4);
         mbarrier_init(&shared.dq_empty[half][s], 1);
       }
+    mbarrier_init(&shared.ds_full, 4 * HALVES);
     fence_barrier_init();
   }
   __syncthreads();
   const i32 block = i32(gridDim.x - 1 - shared.place), block_key = block * HALVES * TILE, first_tile = HALVES * block;
 
   if (warpgroup == 0) {
-    registers_decrease<56>();
+    registers_decrease<PRODUCER_REGISTERS>();
     const u32 role = warp_id();
     if (role == 0 && lane == 0) { // ---- producer
       RingPosition<STAGES> ring;
@@ -211,18 +237,18 @@ __device__ __forceinline__ void attention_backward(const BackwardMaps &maps, con
           ring.advance();
         }
       }
-    } else if (role == 1 || role == 2) { // ---- 32 columns of dQ
+    } else if (role == 1 || role == 2) { // ---- 32 queries of each tile of dQ
       const u32 half = role - 1;
-      RingPosition<2> staging;
+      u32 index = (u32(first_head) * u32(tiles) + u32(first_tile)) * HALVES + half, step = 0;
       for (i32 member = 0; member < group; ++member) {
-        for (i32 tile = first_tile; tile < tiles; ++tile) {
-          const u64 index = ((first_head + member) * tiles + tile) * HALVES + half;
+#pragma unroll 1
+        for (i32 tile = first_tile; tile < tiles; ++tile, ++step, index += HALVES) {
           const u32 others = u32(tile / HALVES), turn = others - u32(block); // turns 0..others
-          float *sum = dq_sum + index * DQ_FLOATS;
-          mbarrier_wait(&shared.dq_full[half][staging.stage], staging.phase);
+          mbarrier_wait(&shared.dq_full[half][step % 2], step / 2 & 1);
           u32 before = turn;
-          if (lane == 0) {
-            const float *source = shared.dq[half][staging.stage];
+          if (lane_id() == 0) {
+            float *sum = dq_sum + u64(index) * DQ_FLOATS;
+            const float *source = shared.dq[half][step % 2];
             if (ORDERED && turn != 0) {
               turn_wait(turns + index, turn);
               fence_proxy_async_global();
@@ -234,7 +260,7 @@ __device__ __forceinline__ void attention_backward(const BackwardMaps &maps, con
             }
             bulk_commit();
             bulk_wait<0>();
-            mbarrier_arrive(&shared.dq_empty[half][staging.stage]);
+            mbarrier_arrive(&shared.dq_empty[half][step % 2]);
             if (!ORDERED || turn != others) {
               if (ORDERED) turn_pass(turns + index);
               else before = turn_count(turns + index);
@@ -243,58 +269,43 @@ __device__ __forceinline__ void attention_backward(const BackwardMaps &maps, con
           if (!ORDERED) before = __shfl_sync(FULL_MASK, before, 0);
           __syncwarp();
           if (before == others) { // the sum is complete
-            const i32 column = (group * kv + member) * HEAD_DIM + i32(half) * (HEAD_DIM / HALVES), row = tile * TILE;
-            round_queries<!ORDERED>(sum, dq + (i64(b) * T + row) * dq_stride + column, dq_stride, T - row, lane);
-            if (lane == 0) turns[index] = 0;
+            const i32 column = (group * kv + member) * HEAD_DIM, row = tile * TILE + i32(half) * (TILE / HALVES);
+            round_queries<!ORDERED>(dq_sum + u64(index) * DQ_FLOATS, dq + i64(b * T + row) * dq_stride + column, dq_stride, T - row);
+            if (lane_id() == 0) turns[index] = 0;
           }
-          staging.advance();
         }
+        index += HALVES * u32(first_tile);
       }
     }
     return;
   }
 
   // ---- consumers: 64 keys each
-  registers_increase<224>();
+  registers_increase<CONSUMER_REGISTERS>();
   const u32 half = warpgroup - 1, thread = threadIdx.x % 128, warp = thread / 32;
   const i32 first_key = block_key + i32(half) * TILE, key = first_key + i32(16 * warp + lane / 4);
   const u64 descriptor_v = matrix_descriptor(shared_address(shared.v[half]), 16);
-  const u64 descriptor_k = matrix_descriptor(shared_address(shared.k) + half * HEAD_DIM, 16); // our 32 columns
-  u32 operand_k[4][4], p[4][4], ds[4][4];
-  float s[32], dp[32], dq_tile[16], dk_sum[32], dv_sum[32];
+  u32 operand_k[4][4], keys[8][4], p[4][4], ds[4][4];
+  float s[32], dp[32], dk_sum[32], dv_sum[32];
 #pragma unroll
   for (int i = 0; i < 32; ++i) dk_sum[i] = dv_sum[i] = 0.f;
   accumulator_barrier(dk_sum);
   accumulator_barrier(dv_sum);
   mbarrier_wait(&shared.full_kv, 0);
   load_operand(operand_k, shared.k[half], warp, lane);
+  load_operand_transposed(keys, shared.k[0], warp, lane);
 
   const auto tile_descriptor = [&](const u8 *tile) { return matrix_descriptor(shared_address(tile), 16); };
-  RingPosition<STAGES> ring;
-  RingPosition<2> staging;
-  // dQ from registers to the warp that adds it.
-  const auto hand_over = [&] {
-    accumulator_barrier(dq_tile);
-    mbarrier_wait(&shared.dq_empty[half][staging.stage], staging.phase ^ 1);
-    float4 *target = reinterpret_cast<float4 *>(shared.dq[half][staging.stage]) + thread;
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      target[128 * i] = make_float4(dq_tile[4 * i], dq_tile[4 * i + 1], dq_tile[4 * i + 2], dq_tile[4 * i + 3]);
-    fence_proxy_async_shared();
-    __syncwarp();
-    if (lane == 0) mbarrier_arrive(&shared.dq_full[half][staging.stage]);
-    staging.advance();
-  };
-
+  const u32 place = operand_place(warp, lane);
   i32 tile = first_tile;
-  // P from S, packed; the probabilities stay for the scores' gradient.
-  const auto probabilities = [&](float (&probability)[32]) {
+  // P from S; the probabilities stay for the scores' gradient.
+  const auto probabilities = [&](i32 step, float (&probability)[32]) {
     const i32 first_query = tile * TILE;
+    const float *lse_of = shared.lse[step % STAGES] + 2 * (lane % 4); // of the group's queries column, column + 1
     accumulator_barrier(s);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      const i32 column = 8 * j + 2 * i32(lane % 4); // this thread's queries of the group: column, column + 1
-      const float2 l = *reinterpret_cast<const float2 *>(&shared.lse[ring.stage][column]);
+      const float2 l = *reinterpret_cast<const float2 *>(lse_of + 8 * j);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         float &x = probability[4 * j + i];
@@ -308,21 +319,73 @@ __device__ __forceinline__ void attention_backward(const BackwardMaps &maps, con
         if (query < key + 8 * ((i >> 1) & 1)) probability[i] = 0.f;
       }
     }
-    pack_operand(p, probability);
   };
-  const auto score_gradients = [&](float (&probability)[32]) {
+  const auto score_gradients = [&](i32 step, float (&probability)[32]) {
+    const float *delta_of = shared.delta[step % STAGES] + 2 * (lane % 4);
     accumulator_barrier(dp);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      const float2 d = *reinterpret_cast<const float2 *>(&shared.delta[ring.stage][8 * j + 2 * (lane % 4)]);
+      const float2 d = *reinterpret_cast<const float2 *>(delta_of + 8 * j);
 #pragma unroll
       for (int i = 0; i < 4; ++i) probability[4 * j + i] *= dp[4 * j + i] - ((i & 1) ? d.y : d.x);
     }
   };
+  // dS of a step to both warpgroups.
   const auto publish = [&](i32 step) {
-    store_operand(shared.ds[step & 1][half], ds, warp, lane);
+    store_operand(shared.ds[u32(step) % SCORES][half], ds, place);
     fence_proxy_async_shared();
-    named_barrier_sync(BOTH_WARPGROUPS, 2 * 128);
+    __syncwarp();
+    if (lane == 0) mbarrier_arrive(&shared.ds_full);
+  };
+  const auto query_gradients = [&](i32 step) {
+    const u64 queries = DESCRIPTOR_STEP<TILE / HALVES * sizeof(bf16)> * half; // our 32 of them
+    multiply_queries(dp, keys, tile_descriptor(shared.ds[u32(step) % SCORES][0]) + queries);
+  };
+  // dS of a step, of both warpgroups. NOTE: waited for before the next one is published, so the parity tells which it is.
+  const auto wait_for_scores = [&](i32 step) { mbarrier_wait(&shared.ds_full, step & 1); };
+  const auto wait_for_place = [&](i32 step) { mbarrier_wait(&shared.dq_empty[half][step % 2], (step / 2 & 1) ^ 1); };
+  // dQ of a step from registers to the warp that adds it.
+  const auto hand_over = [&](i32 step) {
+    const u32 buffer = step % 2;
+    accumulator_barrier(dp);
+    float4 *target = reinterpret_cast<float4 *>(shared.dq[half][buffer]) + thread;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      target[128 * i] = make_float4(dp[4 * i], dp[4 * i + 1], dp[4 * i + 2], dp[4 * i + 3]);
+    fence_proxy_async_shared();
+    __syncwarp();
+    if (lane == 0) mbarrier_arrive(&shared.dq_full[half][buffer]);
+  };
+  // Finishes a step, but for its dQ, and the dQ of the one before; starts the next.
+  const auto advance = [&](i32 step, auto first) { // NOTE: the first step has none before it
+    const u32 stage = step % STAGES, next = (step + 1) % STAGES;
+    if (++tile == tiles) tile = first_tile;
+    mbarrier_wait(&shared.full[next], (step + 1) / STAGES & 1);
+    if (!first.value) wait_for_scores(step - 1), wait_for_place(step - 1);
+    wgmma_fence();
+    multiply_add(dv_sum, p, tile_descriptor(shared.dout[stage]));
+    if (!first.value) query_gradients(step - 1);
+    wgmma_commit();
+    publish(step);
+    wgmma_wait<0>();
+    if (!first.value) hand_over(step - 1);
+    wgmma_fence();
+    multiply_transposed(s, operand_k, tile_descriptor(shared.q[next]));
+    wgmma_commit();
+    multiply_transposed(dp, descriptor_v, tile_descriptor(shared.dout[next]));
+    wgmma_commit();
+    multiply_add(dk_sum, ds, tile_descriptor(shared.q[stage]));
+    wgmma_commit();
+
+    float probability[32];
+    wgmma_wait<2>();
+    probabilities(step + 1, probability);
+    wgmma_wait<0>();
+    if (lane == 0) mbarrier_arrive(&shared.empty[stage]); // its lse and delta were read before dS was published
+    accumulator_barrier(probability);
+    pack_operand(p, probability);
+    score_gradients(step + 1, probability);
+    pack_operand(ds, probability);
   };
 
   mbarrier_wait(&shared.full[0], 0);
@@ -334,57 +397,38 @@ __device__ __forceinline__ void attention_backward(const BackwardMaps &maps, con
   wgmma_wait<0>();
   {
     float probability[32];
-    probabilities(probability);
-    score_gradients(probability);
+    probabilities(0, probability);
+    pack_operand(p, probability);
+    score_gradients(0, probability);
     pack_operand(ds, probability);
   }
-  const i32 steps = group * (tiles - first_tile);
-  for (i32 step = 0; step + 1 < steps; ++step) { // finishes a step and starts the next
-    const u32 stage = ring.stage;
-    ring.advance();
-    if (++tile == tiles) tile = first_tile;
-    mbarrier_wait(&shared.full[ring.stage], ring.phase);
-    wgmma_fence();
-    multiply_add(dv_sum, p, tile_descriptor(shared.dout[stage]));
-    multiply_transposed(s, operand_k, tile_descriptor(shared.q[ring.stage]));
-    wgmma_commit();
-    publish(step);
-    wgmma_fence();
-    multiply_transposed(dp, descriptor_v, tile_descriptor(shared.dout[ring.stage]));
-    wgmma_commit();
-    multiply_add(dk_sum, ds, tile_descriptor(shared.q[stage]));
-    multiply_queries(dq_tile, tile_descriptor(shared.ds[step & 1][0]), descriptor_k);
-    wgmma_commit();
-
-    float probability[32];
-    wgmma_wait<2>();
-    probabilities(probability);
-    wgmma_wait<1>();
-    score_gradients(probability);
-    wgmma_wait<0>();
-    pack_operand(ds, probability);
-    hand_over();
-    if (lane == 0) mbarrier_arrive(&shared.empty[stage]);
-  }
+  const i32 last = group * (tiles - first_tile) - 1;
+  if (last > 0) advance(0, Flag<true>{});
+  for (i32 step = 1; step < last; ++step) advance(step, Flag<false>{});
+  wait_for_scores(last - 1); // no wait if there is none: the barrier is fresh then
+  publish(last);
   wgmma_fence();
-  multiply_add(dv_sum, p, tile_descriptor(shared.dout[ring.stage]));
-  wgmma_commit();
-  publish(steps - 1);
-  wgmma_fence();
-  multiply_add(dk_sum, ds, tile_descriptor(shared.q[ring.stage]));
-  multiply_queries(dq_tile, tile_descriptor(shared.ds[(steps - 1) & 1][0]), descriptor_k);
+  multiply_add(dv_sum, p, tile_descriptor(shared.dout[last % STAGES]));
+  multiply_add(dk_sum, ds, tile_descriptor(shared.q[last % STAGES]));
   wgmma_commit();
   wgmma_wait<0>();
   accumulator_barrier(dk_sum);
   accumulator_barrier(dv_sum);
-  hand_over();
+  for (i32 step = max(last - 1, 0); step <= last; ++step) {
+    if (step == last) wait_for_scores(last);
+    wait_for_place(step);
+    wgmma_fence();
+    query_gradients(step);
+    wgmma_commit();
+    wgmma_wait<0>();
+    hand_over(step);
+  }
 
-  named_barrier_sync(BOTH_WARPGROUPS, 2 * 128);
   multiply_scalar(dk_sum, SCALE);
   pack_operand(ds, dk_sum);
   pack_operand(p, dv_sum);
-  store_operand(shared.k[half], ds, warp, lane);
-  store_operand(shared.v[half], p, warp, lane);
+  store_operand(shared.k[half], ds, place);
+  store_operand(shared.v[half], p, place);
   fence_proxy_async_shared();
   named_barrier_sync(ONE_WARPGROUP + half, 128);
   if (thread == 0 && first_key < T) {

@@ -91,6 +91,17 @@ __device__ __forceinline__ void wgmma_n32(float (&d)[16], u64 a, u64 b, bool acc
                  "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
                : "l"(a), "l"(b), "r"(int(accumulate)), "n"(int(A_MAJOR)), "n"(int(B_MAJOR)));
 }
+// D[64,32] (+)= A[64,16] B[16,32], A in registers.
+template <Major B_MAJOR, int N>
+__device__ __forceinline__ void wgmma_n32(float (&d)[N], const u32 (&a)[4], u64 b, bool accumulate) {
+  asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, %21, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+               "}, {%16, %17, %18, %19}, %20, p, 1, 1, %22;\n}"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+                 "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)), "n"(int(B_MAJOR)));
+}
 // D[64,128] (+)= A[64,16] B[16,128], both operands in shared memory.
 template <Major A_MAJOR, Major B_MAJOR>
 __device__ __forceinline__ void wgmma_n128(float (&d)[64], u64 a, u64 b, bool accumulate) {

@@ -8,7 +8,7 @@ use super::{Checks, DevPtr, Kernels, Work, with_alignment};
 
 /// K and V of 128 keys, four stages of Q, dO, lse and delta, two of dS and dQ (`BackwardShared`).
 pub const SHARED: u32 =
-    with_alignment(4 * 8192 + 4 * (2 * 8192 + 2 * 256) + 2 * 2 * 16384 + 17 * 8 + 8);
+    with_alignment(4 * 8192 + 4 * (2 * 8192 + 2 * 256) + (3 + 2) * 16384 + 18 * 8 + 8);
 
 /// In which order the blocks of keys add their shares of dQ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
