@@ -46,7 +46,7 @@
 //    Cycles per SM and step (128 keys, 64 queries), products and shared memory (wavefronts, no conflicts), instructions from the loop
 //    that ptxas 13.0 makes:
 //                                      products | ex2 | instructions | shared memory
-//      this                                1280 | 512 |          802 |          1570
+//      this                                1280 | 512 |          800 |          1574
 //      K of dQ in shared memory            1280 | 512 |          804 |          1823
 //      two kernels of 4 and 3 products     1692 | 967 |         1296 |          1924
 //    Shared memory: S, dV, dK, dQ 4 x 128 (their right operand), dP 256, dS 128, staging of dQ 128 written and 128 read, tiles

@@ -6,7 +6,7 @@ use cust::stream::Stream;
 use super::attention_forward::{AttentionShape, HEAD_DIM};
 use super::{Checks, DevPtr, Kernels, Work, with_alignment};
 
-/// K and V of 128 keys, four stages of Q, dO, lse and delta, two of dS and dQ (`BackwardShared`).
+/// K and V of 128 keys, four stages of Q, dO, lse and delta, three of dS, two of dQ (`BackwardShared`).
 pub const SHARED: u32 =
     with_alignment(4 * 8192 + 4 * (2 * 8192 + 2 * 256) + (3 + 2) * 16384 + 18 * 8 + 8);
 
