@@ -7,6 +7,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use crate::ptx::REGISTER_LIMIT;
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
     /// `.version`, `.target`, `.address_size`: written anew.
@@ -260,7 +262,7 @@ pub fn limit_registers(text: &str, limit: u32) -> String {
             let at = start + all[body].0;
             out.push_str(&text[done..at]);
             // On the line of the body, so that lines keep their numbers.
-            out.push_str(&format!(".maxnreg {limit} "));
+            out.push_str(&format!(".pragma \"{REGISTER_LIMIT}{limit}\"; "));
             done = at;
         }
     }
@@ -447,7 +449,10 @@ mod tests {
         let limited = limit_registers(&text, 40);
         assert_eq!(
             limited,
-            text.replace("x)\n{ {", "x)\n.maxnreg 40 { {"),
+            text.replace(
+                "x)\n{ {",
+                &format!("x)\n.pragma \"{REGISTER_LIMIT}40\"; {{ {{")
+            ),
             "{limited}"
         );
         assert_ne!(limited, text);

@@ -33,18 +33,14 @@ impl Program {
     pub fn registers_per_thread(&self) -> u32 {
         let b = &self.bounds;
         if let Some(n) = b.maxnreg {
-            // A limit, which is met exactly where `setmaxnreg` shares out what it leaves.
-            let needs = match self.most_registers {
-                None => (self.registers + 8).next_multiple_of(8),
-                Some(_) => n,
-            };
-            return n.min(needs).clamp(16, 255);
+            return n.clamp(16, 255);
         }
         let cap = b.maxntid.or(b.reqntid).map_or(255, |n| {
             let threads = n.iter().product::<u32>().max(1).next_multiple_of(128);
             let all = threads.saturating_mul(b.minnctapersm.unwrap_or(1).max(1));
             (REGISTERS_PER_SM / all) & !7
         });
+        let cap = cap.min(b.register_limit.unwrap_or(255));
         let mut needs = (self.registers + 8).next_multiple_of(8);
         if b.maxntid.or(b.reqntid).is_none() {
             // What the PTX names is more than the machine code keeps; an estimate must not forbid a block of 1024 threads.

@@ -168,6 +168,8 @@ pub struct LaunchBounds {
     pub reqntid: Option<[u32; 3]>,
     pub minnctapersm: Option<u32>,
     pub maxnreg: Option<u32>,
+    /// At most so many registers, as an option of the linker says ([`REGISTER_LIMIT`](super::REGISTER_LIMIT)).
+    pub register_limit: Option<u32>,
     pub reqnctapercluster: Option<[u32; 3]>,
     pub explicit_cluster: bool,
     pub max_cluster_rank: Option<u32>,

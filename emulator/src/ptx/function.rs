@@ -251,6 +251,11 @@ impl<'a> Parser<'_, 'a> {
         let bounds = &mut function.bounds;
         while let Tok::Dot(name) = self.peek() {
             if name == "pragma" {
+                if let Tok::Text(text) = self.peek_at(1)
+                    && let Some(limit) = text.strip_prefix(super::REGISTER_LIMIT)
+                {
+                    bounds.register_limit = limit.trim().parse().ok();
+                }
                 self.pragma()?;
                 continue;
             }

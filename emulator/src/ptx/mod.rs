@@ -31,6 +31,10 @@ mod tests;
 
 pub use parser::parse;
 
+/// A `.pragma` of a kernel that begins so and ends in a number limits its registers without asking for them, as `--maxrregcount` does;
+/// `.maxnreg` also says that they are used.
+pub const REGISTER_LIMIT: &str = "birdie: registers at most ";
+
 /// Why a text is not a PTX module, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParseError {
