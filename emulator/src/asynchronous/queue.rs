@@ -256,6 +256,9 @@ pub(super) fn issue(
             if family == Family::Bulk {
                 check.bulk_store_issued(cta, at, mask, group);
             }
+            if let Some((place, bytes, kind)) = work.shared_side() {
+                check.copy_issued(at, mask.trailing_zeros(), place.cta, place.address, bytes, kind);
+            }
             check.fork(at, what)
         }
         None => at.agent,

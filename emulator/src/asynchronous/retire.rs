@@ -146,6 +146,18 @@ impl Work {
 }
 
 impl Work {
+    /// The bytes of shared memory that it reads or writes as one piece in one CTA, if it does.
+    pub(super) fn shared_side(&self) -> Option<(Shared, u32, Kind)> {
+        let bytes = self.bytes() as u32;
+        match self {
+            Work::TensorStore(t) => Some((t.from, bytes, Kind::Read)),
+            Work::BulkStore(b) => Some((b.from, bytes, Kind::Read)),
+            Work::TensorLoad(t) if t.ctas == 0 => Some((t.to, bytes, Kind::Write)),
+            Work::BulkLoad(b) if b.ctas == 0 => Some((b.to, bytes, Kind::Write)),
+            _ => None,
+        }
+    }
+
     /// Bytes that it moves.
     pub(super) fn bytes(&self) -> u64 {
         match self {

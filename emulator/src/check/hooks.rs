@@ -154,6 +154,7 @@ impl Checker {
             overwritten: Vec::new(),
             hits: Vec::new(),
             registers: valid::Registers::new(program, warps),
+            lanes: lanes::Lanes::new(warps),
             tensor: Default::default(),
             operands: Default::default(),
             strict: Default::default(),
@@ -493,6 +494,7 @@ impl Checker {
         bytes: u32,
         kind: Kind,
     ) {
+        self.lanes_access(at, addresses, mask, bytes, kind);
         ranges(addresses, mask, bytes, |start, n| {
             self.global_range(at, start, n, kind, Proxy::Generic);
         });
@@ -601,6 +603,7 @@ impl Checker {
 
     /// `at` sees everything released to `object` up to its last completed phase (objects without phases: all).
     pub fn acquire(&mut self, at: At, object: Sync) {
+        self.lanes.ordered(at.agent);
         if let Some(o) = self.objects.get(&object) {
             let k = if o.has_phases {
                 &o.published
@@ -705,6 +708,7 @@ impl Checker {
                 self.agents.tick(at.agent.0);
             }
             Fence::Cta | Fence::Cluster | Fence::Gpu => {
+                self.lanes.ordered(at.agent);
                 if let Some(o) = a.observed.take() {
                     a.knowledge.join(&o);
                 }

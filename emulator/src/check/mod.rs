@@ -7,6 +7,7 @@ pub mod clock;
 pub mod global;
 mod granules;
 pub mod hooks;
+mod lanes;
 pub mod layout;
 pub mod lifetime;
 pub mod report;
@@ -190,6 +191,7 @@ pub struct Checker {
     global: shadow::Shadow,
     objects: crate::hash::FastMap<Sync, hooks::Object>,
     registers: valid::Registers,
+    lanes: lanes::Lanes,
     pub strict: strict::Strict,
     visits: Vec<lifetime::Visit>,
     /// Registers of wgmma.

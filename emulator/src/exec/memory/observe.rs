@@ -189,6 +189,7 @@ fn observe_shared(
                 check.shared_access(at, rank, &offsets, same, access.bytes, kind);
                 order(check, at, &global, same, access, strong, false);
             } else {
+                check.lanes_shared_access(at, rank, &offsets, same, access.bytes, kind);
                 check.shared_access(at, rank, &offsets, same, access.bytes, kind);
             }
         }
