@@ -15,6 +15,8 @@ struct Case {
     steps: Vec<u32>,
     pixels: u32,
     per_pixel: u32,
+    /// Elements are floats, and what is outside is OOB-NaN.
+    nan: bool,
 }
 
 impl Case {
@@ -39,7 +41,7 @@ impl Case {
             .collect();
         Im2colParams {
             tiled: EncodeParams {
-                element_type: 1,
+                element_type: if self.nan { 6 } else { 1 },
                 rank: self.rank() as u32,
                 global_address: address,
                 dims: &dims,
@@ -49,7 +51,7 @@ impl Case {
                 interleave: 0,
                 swizzle: 0,
                 l2_promotion: 0,
-                oob_fill: 0,
+                oob_fill: u32::from(self.nan),
             },
             lower: &self.lower,
             upper: &self.upper,
@@ -133,7 +135,8 @@ impl Case {
         let tensor = self.tensor();
         let got = self.loaded(channel, first, offsets).unwrap();
         for (i, e) in self.elements(channel, first, offsets).iter().enumerate() {
-            let want = e.map_or(0, |e| tensor[e]);
+            let outside = if self.nan { 0x7ff7 } else { 0 };
+            let want = e.map_or(outside, |e| tensor[e]);
             let (pixel, c) = (i / self.per_pixel as usize, i % self.per_pixel as usize);
             assert_eq!(
                 got[i], want,
@@ -225,6 +228,7 @@ fn case(size: &[u64], lower: &[i32], upper: &[i32], steps: &[u32], count: u64) -
         steps: steps.to_vec(),
         pixels: 37,
         per_pixel: 16,
+        nan: false,
     }
 }
 
@@ -240,6 +244,7 @@ fn examples_of_the_isa() {
         steps: vec![step; 2],
         pixels,
         per_pixel,
+        nan: false,
     };
     of(9, -1, -1, 1, 64, 8).load(0, &[4, 7, 7], &[0, 0]);
     of(9, 0, -2, 1, 64, 8).load(0, &[4, 7, 7], &[2, 2]);
@@ -269,6 +274,13 @@ fn two_dimensions_with_different_corners_and_steps() {
         c.load(8, &[1, 3, 0], &offsets);
         c.load(0, &[0, 1, 1], &offsets);
     }
+}
+
+#[test]
+fn what_lies_outside_of_floats_can_be_a_special_nan() {
+    let mut c = case(&[7, 5], &[-2, -1], &[-2, 0], &[1, 1], 1);
+    c.nan = true;
+    c.load(16, &[-2, -1, 0], &[1, 0]);
 }
 
 #[test]

@@ -124,7 +124,7 @@ fn execute(cx: &mut LowerCx, before: &State, mask: u32) -> State {
     }
     for (n, register) in cx.function.registers.iter().enumerate() {
         let (row, width) = (cx.register_rows[n], bits(register.ty));
-        if let Some(values) = before.get(&register.name) {
+        if let Some(values) = before.get(&register.name.to_string()) {
             match register.ty {
                 Ty::Pred => {
                     preds[row as usize] = (0..LANES).fold(0, |m, l| m | (values[l] as u32 & 1) << l)
@@ -162,7 +162,7 @@ fn execute(cx: &mut LowerCx, before: &State, mask: u32) -> State {
             Ty::Pred => u128::from(preds[row as usize] >> l & 1),
             _ => get(&rows, row, width, l),
         });
-        after.insert(register.name.clone(), values);
+        after.insert(register.name.to_string(), values);
     }
     after
 }

@@ -231,8 +231,22 @@ pub struct Param {
 
 #[derive(Debug, Clone)]
 pub struct Register {
-    pub name: String,
+    pub name: RegisterName,
     pub ty: Ty,
+}
+
+/// `%p`, or number 3 of the registers `%r<8>`.
+#[derive(Debug, Clone)]
+pub struct RegisterName {
+    pub base: std::sync::Arc<str>,
+    pub number: Option<u32>,
+}
+
+impl std::fmt::Display for RegisterName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.base)?;
+        self.number.map_or(Ok(()), |n| n.fmt(f))
+    }
 }
 
 /// Index in [`Function::registers`].

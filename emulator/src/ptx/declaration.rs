@@ -263,8 +263,14 @@ impl<'a> Parser<'_, 'a> {
                 if count as usize > MAX_REGISTERS - self.register_count {
                     return self.error_at(token, TOO_MANY);
                 }
-                for i in 0..count {
-                    self.register_or_vector(body, &format!("{name}{i}"), ty, kind.width, token)?;
+                if kind.width.is_none() {
+                    self.register_count += count as usize;
+                    body.declare_range(name, count, ty);
+                } else {
+                    for i in 0..count {
+                        let name = format!("{name}{i}");
+                        self.register_or_vector(body, &name, ty, kind.width, token)?;
+                    }
                 }
             } else {
                 self.register_or_vector(body, name, ty, kind.width, token)?;
@@ -292,7 +298,7 @@ impl<'a> Parser<'_, 'a> {
         let first = RegId(body.function.registers.len() as u32);
         for component in ["x", "y", "z", "w"].iter().take(usize::from(width)) {
             self.count_register(token)?;
-            body.new_register(format!("{name}.{component}"), ty);
+            body.new_register(&format!("{name}.{component}"), ty);
         }
         body.declare_vector(name, first, width);
         Ok(())
@@ -306,7 +312,7 @@ impl<'a> Parser<'_, 'a> {
         token: Token<'a>,
     ) -> Result<RegId> {
         self.count_register(token)?;
-        let id = body.new_register(name.to_string(), ty);
+        let id = body.new_register(name, ty);
         body.declare_register(name, id);
         Ok(id)
     }

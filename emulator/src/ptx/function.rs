@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::ast::{
     Function, Instr, Label, LabelDef, LaunchBounds, Loc, Opcode, Operand, Prototype, RegId,
-    Register, Ty,
+    Register, RegisterName, Ty,
 };
 use super::debug::Positions;
 use super::lexer::{Tok, Token};
@@ -20,8 +20,15 @@ use crate::hash::FastMap;
 const MAX_SCOPE_DEPTH: usize = 256;
 const MAX_OPERANDS: usize = 64;
 
-#[derive(Clone)]
-pub(super) enum Entity {
+/// What a name of a function stands for.
+#[derive(Clone, Copy)]
+pub(super) enum Found<'b> {
+    Register(RegId),
+    Vector(RegId, u8),
+    Variable(&'b str),
+}
+
+enum Entity {
     Register(RegId),
     /// First component and width.
     Vector(RegId, u8),
@@ -40,8 +47,27 @@ struct Pending<'a> {
     what: Use,
 }
 
+/// `.reg .b32 %r<8>`.
+struct Range<'a> {
+    base: &'a str,
+    first: RegId,
+    count: u32,
+}
+
+impl Range<'_> {
+    fn find(&self, name: &str) -> Option<RegId> {
+        let digits = name.strip_prefix(self.base)?;
+        let plain = digits.len() == 1 || !digits.starts_with('0');
+        let number: u32 = digits.parse().ok()?;
+        let known = plain && digits.as_bytes()[0].is_ascii_digit() && number < self.count;
+        known.then_some(RegId(self.first.0 + number))
+    }
+}
+
 #[derive(Default)]
 struct Scope<'a> {
+    ranges: Vec<Range<'a>>,
+    /// What has been declared by name.
     names: FastMap<Box<str>, Entity>,
     labels: FastMap<&'a str, Label>,
     /// Branch tables, call targets and prototypes, with their unique names.
@@ -68,21 +94,48 @@ impl<'a> Body<'a> {
         &mut self.scopes[last]
     }
 
-    pub fn look_up(&self, name: &str) -> Option<&Entity> {
-        self.scopes
-            .iter()
-            .rev()
-            .find_map(|scope| scope.names.get(name))
+    pub fn look_up(&self, name: &str) -> Option<Found<'_>> {
+        self.scopes.iter().rev().find_map(|scope| {
+            let named = scope.names.get(name).map(|entity| match entity {
+                Entity::Register(id) => Found::Register(*id),
+                Entity::Vector(first, width) => Found::Vector(*first, *width),
+                Entity::Variable(unique) => Found::Variable(unique),
+            });
+            let numbered = || scope.ranges.iter().rev().find_map(|r| r.find(name));
+            named.or_else(|| numbered().map(Found::Register))
+        })
     }
 
     pub fn is_register(&self, name: &str) -> bool {
-        matches!(self.look_up(name), Some(Entity::Register(_)))
+        matches!(self.look_up(name), Some(Found::Register(_)))
     }
 
-    pub fn new_register(&mut self, name: String, ty: Ty) -> RegId {
+    pub fn new_register(&mut self, name: &str, ty: Ty) -> RegId {
         let id = RegId(self.function.registers.len() as u32);
+        let name = RegisterName {
+            base: name.into(),
+            number: None,
+        };
         self.function.registers.push(Register { name, ty });
         id
+    }
+
+    /// `count` registers `base0`, `base1`, …
+    pub fn declare_range(&mut self, base: &'a str, count: u32, ty: Ty) {
+        let first = RegId(self.function.registers.len() as u32);
+        let shared: Arc<str> = base.into();
+        self.function.registers.extend((0..count).map(|n| Register {
+            name: RegisterName {
+                base: shared.clone(),
+                number: Some(n),
+            },
+            ty,
+        }));
+        let range = Range { base, first, count };
+        let scope = self.scope();
+        // The later declaration counts.
+        scope.names.retain(|name, _| range.find(name).is_none());
+        scope.ranges.push(range);
     }
 
     pub fn declare_register(&mut self, name: &str, id: RegId) {
@@ -522,9 +575,7 @@ impl<'a> Parser<'_, 'a> {
         let token = self.token();
         let name = self.name("a predicate")?;
         match body.look_up(name) {
-            Some(&Entity::Register(id))
-                if body.function.registers[id.0 as usize].ty == Ty::Pred =>
-            {
+            Some(Found::Register(id)) if body.function.registers[id.0 as usize].ty == Ty::Pred => {
                 Ok(Some((id, negated)))
             }
             _ => self.error_at(token, format!("`{name}` is not a predicate register")),

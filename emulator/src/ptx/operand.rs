@@ -1,7 +1,7 @@
 //! Operands of instructions.
 
 use super::ast::{Operand, RegId};
-use super::function::{Body, Entity};
+use super::function::{Body, Found};
 use super::lexer::{Tok, Token};
 use super::parser::{Parser, Result};
 
@@ -166,15 +166,15 @@ impl<'a> Parser<'_, 'a> {
         let token = self.token();
         let name = self.name("an operand")?;
         Ok(match body.look_up(name) {
-            Some(&Entity::Register(id)) => match self.peek() {
+            Some(Found::Register(id)) => match self.peek() {
                 Tok::Dot(part) if part.starts_with(['b', 'h']) => {
                     self.bump();
                     Operand::Part(id, part.into())
                 }
                 _ => Operand::Reg(id),
             },
-            Some(&Entity::Vector(first, width)) => return self.vector_register(name, first, width),
-            Some(Entity::Variable(unique)) => Operand::Symbol(unique.clone()),
+            Some(Found::Vector(first, width)) => return self.vector_register(name, first, width),
+            Some(Found::Variable(unique)) => Operand::Symbol(unique.into()),
             None if name == "_" => Operand::Sink,
             None if name.starts_with('%') => return self.special(name, token),
             None => {

@@ -30,7 +30,7 @@ fn reg(function: &Function, name: &str) -> RegId {
         function
             .registers
             .iter()
-            .position(|r| r.name == name)
+            .position(|r| r.name.to_string() == name)
             .unwrap() as u32,
     )
 }
@@ -96,7 +96,7 @@ fn scopes_shadow_registers_and_labels() {
          { .reg .pred p; setp.ne.b32 p, %r2, 0; @p bra DONE; DONE: bra OUT; } DONE: @p bra DONE; OUT: ret;",
     );
     let ps: Vec<_> = (0..f.registers.len())
-        .filter(|&i| f.registers[i].name == "p")
+        .filter(|&i| f.registers[i].name.to_string() == "p")
         .collect();
     assert_eq!(ps.len(), 3);
     let targets: Vec<_> = f
@@ -464,5 +464,41 @@ proptest! {
     fn any_text_never_panics(text in ".{0,200}") {
         let _ = parse(&text);
         let _ = parse(&format!("{HEAD}.entry k {{ {text}"));
+    }
+}
+
+#[test]
+fn numbered_registers_and_registers_named_like_them() {
+    let text = |declarations: &str, used: &str| {
+        format!("{HEAD}.entry k() {{ {declarations} mov.u32 {used}, 1; ret; }}")
+    };
+    let number = |declarations: &str, used: &str| {
+        let m = parse(&text(declarations, used)).unwrap();
+        let Operand::Reg(id) = m.functions[0].body[0].operands[0] else {
+            panic!("{used}");
+        };
+        let name = m.functions[0].registers[id.0 as usize].name.to_string();
+        assert_eq!(name, used);
+        id.0
+    };
+    assert_eq!(number(".reg .u32 %r<12>;", "%r11"), 11);
+    assert_eq!(number(".reg .u32 %r<3>, %r1<4>;", "%r13"), 6);
+    assert_eq!(number(".reg .u32 %r<3>; .reg .u32 %r7;", "%r7"), 3);
+    // In one scope the later declaration counts, and an inner scope comes first.
+    assert_eq!(number(".reg .u32 %r2; .reg .u32 %r<3>;", "%r2"), 3);
+    assert_eq!(number(".reg .u32 %r<3>; .reg .u32 %r2;", "%r2"), 3);
+    assert_eq!(number(".reg .u32 %r<9>; .reg .u32 %r<3>;", "%r5"), 5);
+    let inner = format!(
+        "{HEAD}.entry k() {{ .reg .u32 %r<9>; {{ .reg .u32 %r<3>; mov.u32 %r2, %r5; }} ret; }}"
+    );
+    let m = parse(&inner).unwrap();
+    let operands = &m.functions[0].body[0].operands;
+    assert!(matches!(
+        operands[..],
+        [Operand::Reg(RegId(11)), Operand::Reg(RegId(5))]
+    ));
+    for unknown in ["%r3", "%r03", "%r+1", "%r", "%rx"] {
+        let found = parse(&text(".reg .u32 %r<3>;", unknown));
+        assert!(found.is_err(), "{unknown}");
     }
 }
