@@ -257,7 +257,14 @@ pub(super) fn issue(
                 check.bulk_store_issued(cta, at, mask, group);
             }
             if let Some((place, bytes, kind)) = work.shared_side() {
-                check.copy_issued(at, mask.trailing_zeros(), place.cta, place.address, bytes, kind);
+                check.copy_issued(
+                    at,
+                    mask.trailing_zeros(),
+                    place.cta,
+                    place.address,
+                    bytes,
+                    kind,
+                );
             }
             check.fork(at, what)
         }
