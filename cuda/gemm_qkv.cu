@@ -207,7 +207,7 @@ template <typename V, typename Shared> struct QkvEpilogue {
     const auto address = [&](i32 column) { return place + u32(((column / 8) ^ row) * 32 + column % 8 * 4); };
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      __syncwarp(); // what lay here has been read
+      if (half != 0) __syncwarp(); // the first half's have been read
 #pragma unroll
       for (int j = 0; j < 8; ++j)
         store_shared(address(8 * j + first), factors[half] * d[4 * j + 2 * half], factors[half] * d[4 * j + 2 * half + 1]);
@@ -226,6 +226,7 @@ template <typename V, typename Shared> struct QkvEpilogue {
         y[2 * j + half] = pack_bf16(x[0], x[1]);
       }
     }
+    __syncwarp(); // the second half's have been read
   }
 
   __device__ __forceinline__ u32 staging() const { return shared_address(shared.staging[worker.consumer]) + slot * BOX_BYTES; }
@@ -235,10 +236,12 @@ template <typename V, typename Shared> struct QkvEpilogue {
     return staging() + row * ROW_BYTES + (((2 * j + chunk) ^ (row & 7)) * 16);
   }
 
-  // Brings a source's rows into the accumulators' layout through the warp's rows of the staging box: w = f(w, source).
-  template <typename F> __device__ __forceinline__ void add_source(float (&w)[32], const uint4 (&source)[LOADS], F f) const {
+  // Brings a source's rows into the accumulators' layout through the warp's rows of the staging box: w = f(w, source). `again`: another
+  // source came through them before.
+  template <typename F>
+  __device__ __forceinline__ void add_source(float (&w)[32], const uint4 (&source)[LOADS], bool again, F f) const {
     const u32 lane = worker.lane();
-    __syncwarp(); // what lay here has been read
+    if (again) __syncwarp(); // it has been read
 #pragma unroll
     for (int i = 0; i < LOADS; ++i) {
       const u32 row = 16 * worker.warp() + ROWS_PER_LOAD * i + lane / 8;
@@ -301,8 +304,9 @@ template <typename V, typename Shared> struct QkvEpilogue {
             pack(y, w);
             store(y, outputs.v_raw, 64 * (head - normed), tile);
           }
-          if (values.ve_table != nullptr) add_source(w, embedding, [&](float x, float e) { return x + ve_scale * e; });
-          if (values.mode != VALUE_PLAIN) add_source(w, first, [&](float x, float f) { return mix.c0 * f + mix.c1 * x; });
+          const bool embedded = values.ve_table != nullptr;
+          if (embedded) add_source(w, embedding, false, [&](float x, float e) { return x + ve_scale * e; });
+          if (values.mode != VALUE_PLAIN) add_source(w, first, embedded, [&](float x, float f) { return mix.c0 * f + mix.c1 * x; });
           if (box + 1 < V::BOXES && head + 1 < all) load_sources(tile, head + 1);
         } else {
           map = outputs.gates, column -= 64 * all;

@@ -279,7 +279,7 @@ unsafe fn update(cx: &mut Cx, op: &Op) -> Flow {
 }
 
 fn update_one(cx: &mut Cx, u: &Update, s: Shared, count: u32, tell: bool) -> u64 {
-    let at = here(cx);
+    let (at, mask) = (here(cx), cx.mask);
     let cluster = cx.cluster();
     let log = cluster.check.is_some();
     if tell {
@@ -304,6 +304,9 @@ fn update_one(cx: &mut Cx, u: &Update, s: Shared, count: u32, tell: bool) -> u64
         }
         Kind::Arrive => {
             if tell && let Some(check) = &mut cluster.check {
+                if check.strict.enabled {
+                    check.lanes_release(at, mask);
+                }
                 if u.release {
                     check.release(at, mbarrier::sync_of(s));
                 } else {

@@ -386,6 +386,9 @@ impl Checker {
         if self.agents.all[at.agent.0 as usize].cta != cta {
             self.visited(at, cta);
         }
+        if self.strict.enabled {
+            self.lanes_released(at, cta, address, bytes, kind);
+        }
         let space = Space::Shared(cta);
         let (start, length) = (u64::from(address), u64::from(bytes));
         if kind == Kind::Read {
@@ -422,6 +425,9 @@ impl Checker {
         bytes: u32,
         kind: Kind,
     ) {
+        if self.strict.enabled {
+            self.lanes_apart(at, cta, addresses, mask, bytes, kind);
+        }
         let mut undefined = false;
         ranges(addresses, mask, bytes, |start, n| {
             let (start, n) = (start as u32, n as u32);
@@ -459,6 +465,11 @@ impl Checker {
     pub fn shared_reads_async(&mut self, at: At, cta: u32, ranges: &[(u32, u32)]) {
         if self.agents.all[at.agent.0 as usize].cta != cta {
             self.visited(at, cta);
+        }
+        if self.strict.enabled {
+            for &(address, bytes) in ranges {
+                self.lanes_released(at, cta, address, bytes, Kind::Read);
+            }
         }
         let (space, proxy) = (Space::Shared(cta), Proxy::Async);
         let mut hits = std::mem::take(&mut self.hits);
@@ -588,6 +599,10 @@ impl Checker {
 
     /// `at` makes everything it did (and has observed) visible to whoever acquires `object` later.
     pub fn release(&mut self, at: At, object: Sync) {
+        // Who arrives at an mbarrier says so itself (`lanes_release`).
+        if self.strict.enabled && !matches!(object, Sync::Mbarrier { .. }) {
+            self.lanes_release(at, u32::MAX);
+        }
         let k = &self.agents.all[at.agent.0 as usize].knowledge;
         self.objects.entry(object).or_default().pending.join(k);
         self.agents.tick(at.agent.0);
@@ -603,7 +618,7 @@ impl Checker {
 
     /// `at` sees everything released to `object` up to its last completed phase (objects without phases: all).
     pub fn acquire(&mut self, at: At, object: Sync) {
-        self.lanes.ordered(at.agent);
+        self.lanes_acquire(at, object);
         if let Some(o) = self.objects.get(&object) {
             let k = if o.has_phases {
                 &o.published
@@ -656,6 +671,9 @@ impl Checker {
 
     /// An asynchronous operation is issued; it starts with what its issuer has observed.
     pub fn fork(&mut self, at: At, what: &'static str) -> Agent {
+        if self.strict.enabled {
+            self.lanes_cover(at, 0);
+        }
         Agent(self.agents.fork(at.agent.0, at.pc, what))
     }
 

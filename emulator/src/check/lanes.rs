@@ -8,12 +8,17 @@
 //! * a lane reads what another lane wrote, or writes what another lane read;
 //! * a lane issues a bulk copy that reads what other lanes wrote, or overwrites what they read.
 //!
+//! In strict mode also what other warps do: an arrival at an mbarrier by some lanes releases what these lanes did. What the others did before is
+//! released only if a `bar.warp.sync` came before the arrival. Devices forgive that where the lanes execute together (DeepGEMM's products
+//! rely on it).
+//!
 //! The last [`KEEP`] reads and writes are kept; what is older is forgotten, so a race may be missed. Every wait that succeeds, every
 //! acquire and every fence counts as ordering all lanes of the warp, which is more than it does. Lanes that write one address are not
-//! reported (values that agree are common and harmless), nor are atomics and volatile accesses, nor ldmatrix and stmatrix, in which all lanes
-//! have to take part.
+//! reported (values that agree are common and harmless), nor are atomics and volatile accesses. ldmatrix and stmatrix, in which all lanes have
+//! to take part, are orderly among themselves, and conflict with a lane's own loads and stores in strict mode.
 
-use super::{Agent, At, Checker, FindingKind, Kind, SiteRef};
+use super::clock::Identity;
+use super::{Agent, At, Checker, FindingKind, Kind, SiteRef, Sync};
 
 /// Reads, and writes, that a warp remembers.
 const KEEP: usize = 24;
@@ -27,6 +32,8 @@ struct Access {
     pc: u32,
     mask: u32,
     bytes: u32,
+    /// All lanes have a part in every address (ldmatrix, stmatrix).
+    collective: bool,
     /// All addresses lie in `low..high`.
     low: u64,
     high: u64,
@@ -34,13 +41,32 @@ struct Access {
 }
 
 impl Access {
+    /// `mask` is not empty.
+    fn new(pc: u32, addresses: [u64; 32], mask: u32, bytes: u32) -> Access {
+        let of_lanes = || each(mask).map(|l| addresses[l as usize]);
+        Access {
+            pc,
+            mask,
+            bytes,
+            collective: false,
+            low: of_lanes().min().unwrap_or(0),
+            high: of_lanes().max().unwrap_or(0) + u64::from(bytes),
+            addresses,
+        }
+    }
+
     /// A lane of this access, a lane of `other` and an address that both touch, where the lanes differ. `own_hides`: a lane that did the
     /// same itself conflicts with nobody there.
     fn conflict(&self, other: &Access, own_hides: bool) -> Option<(u32, u32, u64)> {
         if self.low >= other.high || other.low >= self.high {
             return None;
         }
-        if self.bytes == other.bytes
+        if self.collective && other.collective {
+            return None;
+        }
+        let alone = !self.collective && !other.collective;
+        if alone
+            && self.bytes == other.bytes
             && self.mask == other.mask
             && self.addresses == other.addresses
             && self.distinct()
@@ -57,10 +83,10 @@ impl Access {
                 let b = other.addresses[m as usize];
                 b < end && a < b + u64::from(other.bytes)
             };
-            if own_hides && other.mask >> l & 1 == 1 && touches(l) {
+            if alone && own_hides && other.mask >> l & 1 == 1 && touches(l) {
                 continue;
             }
-            if let Some(m) = each(other.mask).find(|&m| m != l && touches(m)) {
+            if let Some(m) = each(other.mask).find(|&m| (!alone || m != l) && touches(m)) {
                 return Some((l, m, a.max(other.addresses[m as usize])));
             }
         }
@@ -113,11 +139,28 @@ impl Recent {
     }
 }
 
+/// What lanes accessed before another lane of their warp arrived at an mbarrier, without a `bar.warp.sync` between: the arrival does not
+/// release it.
+#[derive(Debug)]
+struct Unreleased {
+    access: Access,
+    writes: bool,
+    /// pc and lanes of the arrival.
+    arrival: (u32, u32),
+    /// The lanes have met since: the next release covers it.
+    met: bool,
+    /// Who knows the warp up to here has acquired a release that covers it.
+    covered: Option<u32>,
+}
+
 /// Accesses of a warp's lanes that nothing orders.
 #[derive(Debug, Default)]
 struct Unordered {
     reads: Recent,
     writes: Recent,
+    /// Strict mode: all accesses to shared memory since the lanes met, and whether they wrote.
+    apart: Vec<(Access, bool)>,
+    unreleased: Vec<Unreleased>,
 }
 
 /// Of each warp of the cluster, by agent.
@@ -137,6 +180,14 @@ impl Lanes {
         if let Some(warp) = self.0.get_mut(agent.0 as usize) {
             warp.reads.clear();
             warp.writes.clear();
+        }
+    }
+
+    /// All lanes of the warp have met at a barrier.
+    pub fn met(&mut self, agent: Agent) {
+        if let Some(warp) = self.0.get_mut(agent.0 as usize) {
+            warp.apart.clear();
+            warp.unreleased.iter_mut().for_each(|u| u.met = true);
         }
     }
 }
@@ -160,23 +211,10 @@ impl Checker {
         bytes: u32,
         kind: Kind,
     ) {
-        if kind == Kind::Atomic || mask == 0 {
-            return;
+        if kind != Kind::Atomic && mask != 0 {
+            let access = Access::new(at.pc, *addresses, mask, bytes);
+            self.lanes_meet(at, access, kind, false);
         }
-        let (mut low, mut high) = (u64::MAX, 0);
-        for l in each(mask) {
-            low = low.min(addresses[l as usize]);
-            high = high.max(addresses[l as usize]);
-        }
-        let access = Access {
-            pc: at.pc,
-            mask,
-            bytes,
-            low,
-            high: high + u64::from(bytes),
-            addresses: *addresses,
-        };
-        self.lanes_meet(at, access, kind, false);
     }
 
     /// The same in the shared memory of CTA `cta`.
@@ -193,6 +231,21 @@ impl Checker {
         self.lanes_access(at, &places, mask, bytes, kind);
     }
 
+    /// Strict mode: lanes read or write rows of shared memory of CTA `cta` together.
+    pub fn lanes_together(
+        &mut self,
+        at: At,
+        cta: u32,
+        addresses: &[u32; 32],
+        mask: u32,
+        bytes: u32,
+        kind: Kind,
+    ) {
+        let mut access = Access::new(at.pc, addresses.map(|a| of_shared(cta, a)), mask, bytes);
+        access.collective = true;
+        self.lanes_meet(at, access, kind, false);
+    }
+
     /// Lane `issuer` issues a copy that reads or writes `bytes` of shared memory.
     pub fn copy_issued(
         &mut self,
@@ -203,16 +256,139 @@ impl Checker {
         bytes: u32,
         kind: Kind,
     ) {
-        let low = of_shared(cta, address);
-        let access = Access {
-            pc: at.pc,
-            mask: 1 << issuer,
-            bytes,
-            low,
-            high: low + u64::from(bytes),
-            addresses: [low; 32],
-        };
+        let access = Access::new(at.pc, [of_shared(cta, address); 32], 1 << issuer, bytes);
         self.lanes_meet(at, access, kind, true);
+    }
+
+    /// Strict mode: lanes read or write shared memory, each its own address or all together.
+    pub(super) fn lanes_apart(
+        &mut self,
+        at: At,
+        cta: u32,
+        addresses: &[u32; 32],
+        mask: u32,
+        bytes: u32,
+        kind: Kind,
+    ) {
+        let Some(warp) = self.lanes.0.get_mut(at.agent.0 as usize) else {
+            return;
+        };
+        if kind == Kind::Atomic || mask == 0 || warp.apart.len() >= KEEP {
+            return;
+        }
+        let access = Access::new(at.pc, addresses.map(|a| of_shared(cta, a)), mask, bytes);
+        warp.apart.push((access, kind == Kind::Write));
+    }
+
+    /// Strict mode: who learns from now on what the warp knows sees what lanes of `mask` did, and all lanes before they last met.
+    pub(super) fn lanes_cover(&mut self, at: At, mask: u32) {
+        let now = self.agents.all[at.agent.0 as usize]
+            .knowledge
+            .seen
+            .get(at.agent.0);
+        let Some(warp) = self.lanes.0.get_mut(at.agent.0 as usize) else {
+            return;
+        };
+        for u in warp.unreleased.iter_mut().filter(|u| u.covered.is_none()) {
+            if u.met || u.access.mask & !mask == 0 {
+                u.covered = Some(now);
+            } else {
+                u.access.mask &= !mask;
+            }
+        }
+    }
+
+    /// Strict mode: lanes of a warp release what they did.
+    pub fn lanes_release(&mut self, at: At, mask: u32) {
+        self.lanes_cover(at, mask);
+        let Some(warp) = self.lanes.0.get_mut(at.agent.0 as usize) else {
+            return;
+        };
+        for (mut access, writes) in warp.apart.drain(..) {
+            access.mask &= !mask;
+            if access.mask != 0 {
+                warp.unreleased.push(Unreleased {
+                    access,
+                    writes,
+                    arrival: (at.pc, mask),
+                    met: false,
+                    covered: None,
+                });
+            }
+        }
+        let old = warp.unreleased.len().saturating_sub(4 * KEEP);
+        warp.unreleased.drain(..old);
+    }
+
+    /// Strict mode: is an access to shared memory ordered after another warp's by the arrival of a lane that does not release it?
+    pub(super) fn lanes_released(
+        &mut self,
+        at: At,
+        cta: u32,
+        address: u32,
+        bytes: u32,
+        kind: Kind,
+    ) {
+        let low = of_shared(cta, address);
+        let high = low + u64::from(bytes);
+        let state = &self.agents.all[at.agent.0 as usize];
+        let own = match state.identity {
+            Identity::Warp { .. } => at.agent.0,
+            Identity::Operation { issuer, .. } => issuer,
+        };
+        let found = self.lanes.0.iter().zip(0..).find_map(|(warp, w)| {
+            let known = state.knowledge.seen.get(w);
+            let found = warp.unreleased.iter().find(|u| {
+                let touches = |l: u32| {
+                    let a = u.access.addresses[l as usize];
+                    a < high && low < a + u64::from(u.access.bytes)
+                };
+                (u.writes || kind != Kind::Read)
+                    && u.covered.is_none_or(|c| known < c)
+                    && u.access.low < high
+                    && low < u.access.high
+                    && each(u.access.mask).any(touches)
+            });
+            found.filter(|_| w != own).map(|u| (w, u))
+        });
+        let Some((w, u)) = found else {
+            return;
+        };
+        let (warp, who) = (self.name(Agent(w)), self.name(at.agent));
+        let verb = if kind == Kind::Read {
+            "reads"
+        } else {
+            "writes"
+        };
+        let did = if u.writes { "written" } else { "read" };
+        let lane = u.access.mask.trailing_zeros();
+        let message = format!(
+            "{who} {verb} shared memory of CTA {cta}, address {address:#x}, {did} by lane {lane} of {warp}; the arrival of lane {} does not \
+             release that: no bar.warp.sync (__syncwarp) lies before it",
+            u.arrival.1.trailing_zeros()
+        );
+        let site = |pc, role: &str| SiteRef {
+            pc,
+            who: warp.clone(),
+            role: role.into(),
+        };
+        let role = format!("earlier {}", if u.writes { "write" } else { "read" });
+        let sites = vec![site(u.access.pc, &role), site(u.arrival.0, "arrival")];
+        self.report(FindingKind::SharedRace, at, message, sites);
+    }
+
+    /// What an acquired object says of the lanes of the warp that acquired it.
+    #[inline]
+    pub(super) fn lanes_acquire(&mut self, at: At, object: Sync) {
+        self.lanes.ordered(at.agent);
+        if self.strict.enabled
+            && matches!(
+                object,
+                Sync::Warp { .. } | Sync::Named { .. } | Sync::ClusterBarrier
+            )
+        {
+            self.lanes.met(at.agent);
+        }
     }
 
     fn lanes_meet(&mut self, at: At, access: Access, kind: Kind, copy: bool) {
@@ -282,16 +458,8 @@ mod tests {
     use super::*;
 
     fn access(mask: u32, bytes: u32, place: impl Fn(u64) -> u64) -> Access {
-        let addresses: [u64; 32] = std::array::from_fn(|l| place(l as u64));
-        let of_lanes = || each(mask).map(|l| addresses[l as usize]);
-        Access {
-            pc: 0,
-            mask,
-            bytes,
-            low: of_lanes().min().expect("a lane"),
-            high: of_lanes().max().expect("a lane") + u64::from(bytes),
-            addresses,
-        }
+        let addresses = std::array::from_fn(|l| place(l as u64));
+        Access::new(0, addresses, mask, bytes)
     }
 
     #[test]

@@ -169,6 +169,9 @@ fn report_access(cx: &mut Cx, m: &Matrices, offsets: &[u32; 32], kind: Kind) {
     let rank = cx.cta().rank;
     let mask = u32::MAX >> (32 - 8 * m.count);
     if let Some(check) = cx.cluster().check.as_deref_mut() {
+        if check.strict.enabled {
+            check.lanes_together(at, rank, offsets, mask, 16, kind);
+        }
         check.shared_access(at, rank, offsets, mask, 16, kind);
     }
     if let Some(counters) = &mut cx.cluster().counters {

@@ -7,7 +7,7 @@ const BOUNDED: &str = ".version 8.5\n.target sm_90a\n.address_size 64\n
 .visible .entry most(.param .u64 a) .maxntid 128,1,1 { ret; }
 .visible .entry exactly(.param .u64 a) .reqntid 64,2,1 { ret; }
 .visible .entry cluster(.param .u64 a) .explicitcluster .reqnctapercluster 2,1,1 { ret; }
-.visible .entry greedy(.param .u64 a) .maxnreg 255 { ret; setmaxnreg.dec.sync.aligned.u32 24; }";
+.visible .entry greedy(.param .u64 a) .maxnreg 255 { ret; }";
 
 fn attempt(
     entry: &str,
