@@ -69,7 +69,7 @@ call("cuLaunchKernel", function, 1, 1, 1, 2048, 1, 1, 0, None, parameters, None,
 call("cuLaunchKernel", function, 8, 1, 1, 128, 1, 1, 0, None, parameters, None)
 call("cuCtxSynchronize", expect=700)
 call("cuMemAlloc_v2", c.byref(dx), c.c_size_t(4), expect=700)
-call("cuMemCreate", expect=801)
+call("cuMulticastCreate", expect=801)
 
 # A child of fork has no driver, and says so.
 child = os.fork()
