@@ -603,8 +603,9 @@ fn backward(entry: &'static str, unfound: &'static [(&'static str, usize)]) -> C
     }
 }
 
-/// `wgmma.wait_group`: two are for ptxas alone (the kernel's header, 4.), that of the first step, which has no dQ before it, and
-/// that of the last dV and dK, whose registers are read after the wait for dQ. `wgmma.fence`: one before which no register was written.
+/// `wgmma.wait_group`: two that ptxas asks for (the kernel's header, 4.), that of the first step, which has no dQ before it, and
+/// that of the last dV and dK, whose registers are read after the wait for dQ. Without either, ptxas 12.3 and 13.0 serialise the products
+/// (C7511, C7512, C7514), which scripts/kernel-compiler refuses. `wgmma.fence`: one before which no register was written.
 #[test]
 fn attention_backward() {
     every_removal_is_found(&backward(

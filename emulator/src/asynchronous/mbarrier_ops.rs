@@ -304,11 +304,8 @@ fn update_one(cx: &mut Cx, u: &Update, s: Shared, count: u32, tell: bool) -> u64
         }
         Kind::Arrive => {
             if tell && let Some(check) = &mut cluster.check {
-                if check.strict.enabled {
-                    check.lanes_release(at, mask);
-                }
                 if u.release {
-                    check.release(at, mbarrier::sync_of(s));
+                    check.release_of(at, mbarrier::sync_of(s), mask);
                 } else {
                     check.release_fenced(at, mbarrier::sync_of(s));
                 }

@@ -287,7 +287,7 @@ unsafe fn copy_map(cx: &mut Cx, c: &CopyFence, lane: usize) -> std::result::Resu
     if let Some(check) = &mut cluster.check {
         check.shared_range(at, s.cta, s.address, size, Kind::Read, Proxy::Generic);
         check.global_range(at, to, u64::from(size), Kind::Write, Proxy::Generic);
-        check.fence(at, Fence::ProxyTensormap { acquire: false });
+        check.fence(at, Fence::ProxyTensormap { acquire: false }, u32::MAX);
         cluster.asynchronous.map_edited(to, at);
     }
     cluster.progress += 1;

@@ -155,6 +155,7 @@ impl Checker {
             hits: Vec::new(),
             registers: valid::Registers::new(program, warps),
             lanes: lanes::Lanes::new(warps),
+            arrivals: arrivals::Arrivals::new(warps),
             tensor: Default::default(),
             operands: Default::default(),
             strict: Default::default(),
@@ -386,9 +387,7 @@ impl Checker {
         if self.agents.all[at.agent.0 as usize].cta != cta {
             self.visited(at, cta);
         }
-        if self.strict.enabled {
-            self.lanes_released(at, cta, address, bytes, kind);
-        }
+        self.arrivals_check(at, cta, address, bytes, kind);
         let space = Space::Shared(cta);
         let (start, length) = (u64::from(address), u64::from(bytes));
         if kind == Kind::Read {
@@ -414,32 +413,22 @@ impl Checker {
         None
     }
 
-    /// A warp's access to shared memory of CTA `cta` through the generic proxy: lane addresses (offsets in that CTA),
-    /// `bytes` per lane.
-    pub fn shared_access(
-        &mut self,
-        at: At,
-        cta: u32,
-        addresses: &[u32; 32],
-        mask: u32,
-        bytes: u32,
-        kind: Kind,
-    ) {
-        if self.strict.enabled {
-            self.lanes_apart(at, cta, addresses, mask, bytes, kind);
-        }
+    /// A warp's access to shared memory of CTA `cta`; addresses are offsets in that CTA.
+    pub fn shared_access(&mut self, at: At, cta: u32, access: &WarpAccess<u32>) {
+        self.lanes_access(at, access, lanes::shared_of(cta));
+        self.arrivals_access(at, cta, access);
         let mut undefined = false;
-        ranges(addresses, mask, bytes, |start, n| {
+        ranges(access.addresses, access.mask, access.bytes, |start, n| {
             let (start, n) = (start as u32, n as u32);
             undefined |= self
-                .shared_one(at, cta, start, n, kind, Proxy::Generic)
+                .shared_one(at, cta, start, n, access.kind, Proxy::Generic)
                 .is_some();
-            if kind != Kind::Read {
+            if access.kind != Kind::Read {
                 self.set_layout(cta, start, n, layout::UNKNOWN);
             }
         });
-        if undefined || kind == Kind::Write {
-            self.shared_validity(at, cta, addresses, mask, bytes, kind);
+        if undefined || access.kind == Kind::Write {
+            self.shared_validity(at, cta, access);
         }
     }
 
@@ -466,10 +455,8 @@ impl Checker {
         if self.agents.all[at.agent.0 as usize].cta != cta {
             self.visited(at, cta);
         }
-        if self.strict.enabled {
-            for &(address, bytes) in ranges {
-                self.lanes_released(at, cta, address, bytes, Kind::Read);
-            }
+        for &(address, bytes) in ranges {
+            self.arrivals_check(at, cta, address, bytes, Kind::Read);
         }
         let (space, proxy) = (Space::Shared(cta), Proxy::Async);
         let mut hits = std::mem::take(&mut self.hits);
@@ -496,18 +483,11 @@ impl Checker {
             .is_some()
     }
 
-    /// A warp's access to global memory, lane by lane.
-    pub fn global_access(
-        &mut self,
-        at: At,
-        addresses: &[u64; 32],
-        mask: u32,
-        bytes: u32,
-        kind: Kind,
-    ) {
-        self.lanes_access(at, addresses, mask, bytes, kind);
-        ranges(addresses, mask, bytes, |start, n| {
-            self.global_range(at, start, n, kind, Proxy::Generic);
+    /// A warp's access to global memory.
+    pub fn global_access(&mut self, at: At, access: &WarpAccess<u64>) {
+        self.lanes_access(at, access, 0);
+        ranges(access.addresses, access.mask, access.bytes, |start, n| {
+            self.global_range(at, start, n, access.kind, Proxy::Generic);
         });
     }
 
@@ -599,10 +579,12 @@ impl Checker {
 
     /// `at` makes everything it did (and has observed) visible to whoever acquires `object` later.
     pub fn release(&mut self, at: At, object: Sync) {
-        // Who arrives at an mbarrier says so itself (`lanes_release`).
-        if self.strict.enabled && !matches!(object, Sync::Mbarrier { .. }) {
-            self.lanes_release(at, u32::MAX);
-        }
+        self.release_of(at, object, u32::MAX);
+    }
+
+    /// The same by some lanes of a warp: in strict mode it is what these lanes did.
+    pub fn release_of(&mut self, at: At, object: Sync, lanes: u32) {
+        self.arrivals_release(at, lanes);
         let k = &self.agents.all[at.agent.0 as usize].knowledge;
         self.objects.entry(object).or_default().pending.join(k);
         self.agents.tick(at.agent.0);
@@ -618,7 +600,8 @@ impl Checker {
 
     /// `at` sees everything released to `object` up to its last completed phase (objects without phases: all).
     pub fn acquire(&mut self, at: At, object: Sync) {
-        self.lanes_acquire(at, object);
+        self.lanes.ordered(at.agent);
+        self.arrivals_acquire(at, object);
         if let Some(o) = self.objects.get(&object) {
             let k = if o.has_phases {
                 &o.published
@@ -671,9 +654,7 @@ impl Checker {
 
     /// An asynchronous operation is issued; it starts with what its issuer has observed.
     pub fn fork(&mut self, at: At, what: &'static str) -> Agent {
-        if self.strict.enabled {
-            self.lanes_cover(at, 0);
-        }
+        self.arrivals_cover(at, 0);
         Agent(self.agents.fork(at.agent.0, at.pc, what))
     }
 
@@ -706,7 +687,8 @@ impl Checker {
         }
     }
 
-    pub fn fence(&mut self, at: At, fence: Fence) {
+    /// A fence by some lanes of a warp.
+    pub fn fence(&mut self, at: At, fence: Fence, lanes: u32) {
         if matches!(
             fence,
             Fence::MbarrierInit | Fence::ProxyAsync { shared: true, .. }
@@ -731,6 +713,8 @@ impl Checker {
                     a.knowledge.join(&o);
                 }
                 a.fenced = Some(a.knowledge.clone());
+                // A relaxed arrival or store later releases what these lanes did before.
+                self.arrivals_cover(at, lanes);
                 self.agents.tick(at.agent.0);
             }
             // Releases the initialisation of mbarriers, for the relaxed arrive at the cluster barrier that follows it. That it
@@ -739,7 +723,7 @@ impl Checker {
                 a.fenced = Some(a.knowledge.clone());
                 self.agents.tick(at.agent.0);
             }
-            Fence::ProxyTensormap { .. } | Fence::ProxyAlias | Fence::Wgmma => {}
+            Fence::ProxyTensormap { .. } | Fence::ProxyAlias => {}
         }
     }
 

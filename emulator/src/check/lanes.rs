@@ -1,76 +1,88 @@
 //! Races between the lanes of one warp.
 //!
-//! A warp executes in lockstep here and mostly on devices, but nothing promises it: "these intrinsics do not imply a memory barrier" is
-//! said of shfl, vote and match, and what one lane writes another one may read only after `bar.warp.sync` (`__syncwarp`) or a stronger
-//! barrier. The clocks of [`super::clock`] are clocks of warps, so a warp remembers here what its lanes accessed since anything last
-//! ordered them, whichever way the schedule went:
+//! A warp executes in lockstep here and mostly on devices, but nothing promises it, and shfl, vote and match order no memory: what one lane
+//! writes another one may read only after `bar.warp.sync` (`__syncwarp`) or a stronger barrier. The clocks of [`super::clock`] are
+//! clocks of warps, so a warp remembers here what its lanes accessed since anything last ordered them, whichever way the schedule went:
 //!
 //! * a lane reads what another lane wrote, or writes what another lane read;
 //! * a lane issues a bulk copy that reads what other lanes wrote, or overwrites what they read.
 //!
-//! In strict mode also what other warps do: an arrival at an mbarrier by some lanes releases what these lanes did. What the others did before is
-//! released only if a `bar.warp.sync` came before the arrival. Devices forgive that where the lanes execute together (DeepGEMM's products
-//! rely on it).
-//!
-//! The last [`KEEP`] reads and writes are kept; what is older is forgotten, so a race may be missed. Every wait that succeeds, every
-//! acquire and every fence counts as ordering all lanes of the warp, which is more than it does. Lanes that write one address are not
-//! reported (values that agree are common and harmless), nor are atomics and volatile accesses. ldmatrix and stmatrix, in which all lanes have
-//! to take part, are orderly among themselves, and conflict with a lane's own loads and stores in strict mode.
+//! The last [`KEEP`] reads and writes of different places are kept; what is older is forgotten, so a race may be missed. Every wait that
+//! succeeds, every acquire and every fence counts as ordering all lanes of the warp, which is more than it does. Lanes that write one address
+//! are not reported (values that agree are common and harmless), nor are atomics and volatile accesses. ldmatrix and stmatrix, in which
+//! all lanes have to take part, are orderly among themselves, and conflict with a lane's own loads and stores in strict mode.
 
-use super::clock::Identity;
-use super::{Agent, At, Checker, FindingKind, Kind, SiteRef, Sync};
+use super::{Agent, At, Checker, FindingKind, Kind, SiteRef, WarpAccess};
 
 /// Reads, and writes, that a warp remembers.
-const KEEP: usize = 24;
+pub(super) const KEEP: usize = 24;
 
 /// Addresses of shared memory, told from global ones.
 const SHARED: u64 = 1 << 63;
 
+/// Where the shared memory of CTA `cta` begins among all addresses.
+pub(super) fn shared_of(cta: u32) -> u64 {
+    SHARED | u64::from(cta) << 32
+}
+
+pub(super) fn each(mask: u32) -> impl Iterator<Item = u32> {
+    (0..32).filter(move |l| mask >> l & 1 == 1)
+}
+
 /// What the lanes of `mask` accessed with one instruction.
 #[derive(Debug, Clone)]
-struct Access {
-    pc: u32,
-    mask: u32,
+pub(super) struct Places {
+    pub pc: u32,
+    pub mask: u32,
     bytes: u32,
-    /// All lanes have a part in every address (ldmatrix, stmatrix).
-    collective: bool,
+    together: bool,
     /// All addresses lie in `low..high`.
     low: u64,
     high: u64,
     addresses: [u64; 32],
 }
 
-impl Access {
-    /// `mask` is not empty.
-    fn new(pc: u32, addresses: [u64; 32], mask: u32, bytes: u32) -> Access {
-        let of_lanes = || each(mask).map(|l| addresses[l as usize]);
-        Access {
+impl Places {
+    /// Of an access to memory that begins at `base` among all addresses.
+    pub fn new<A: Copy + Into<u64>>(pc: u32, access: &WarpAccess<A>, base: u64) -> Places {
+        let addresses = access.addresses.map(|a| base | a.into());
+        let limits = |(low, high): (u64, u64), a: u64| (low.min(a), high.max(a));
+        let (low, high) = if access.mask == u32::MAX {
+            addresses.iter().copied().fold((u64::MAX, 0), limits)
+        } else {
+            let of_lanes = each(access.mask).map(|l| addresses[l as usize]);
+            of_lanes.fold((u64::MAX, 0), limits)
+        };
+        Places {
             pc,
-            mask,
-            bytes,
-            collective: false,
-            low: of_lanes().min().unwrap_or(0),
-            high: of_lanes().max().unwrap_or(0) + u64::from(bytes),
+            mask: access.mask,
+            bytes: access.bytes,
+            together: access.together,
+            low,
+            high: high + u64::from(access.bytes),
             addresses,
         }
     }
 
-    /// A lane of this access, a lane of `other` and an address that both touch, where the lanes differ. `own_hides`: a lane that did the
-    /// same itself conflicts with nobody there.
-    fn conflict(&self, other: &Access, own_hides: bool) -> Option<(u32, u32, u64)> {
-        if self.low >= other.high || other.low >= self.high {
+    /// Does a lane touch `low..high`?
+    pub fn touch(&self, low: u64, high: u64) -> bool {
+        let bytes = u64::from(self.bytes);
+        self.low < high
+            && low < self.high
+            && each(self.mask).any(|l| {
+                let a = self.addresses[l as usize];
+                a < high && low < a + bytes
+            })
+    }
+
+    /// Who of this access and who of `other` touch an address, where the lanes differ. `own_hides`: a lane that did the same itself
+    /// conflicts with nobody there.
+    fn conflict(&self, other: &Places, own_hides: bool) -> Option<Meeting> {
+        if self.low >= other.high || other.low >= self.high || self.together && other.together {
             return None;
         }
-        if self.collective && other.collective {
-            return None;
-        }
-        let alone = !self.collective && !other.collective;
-        if alone
-            && self.bytes == other.bytes
-            && self.mask == other.mask
-            && self.addresses == other.addresses
-            && self.distinct()
-        {
+        let alone = !self.together && !other.together;
+        if alone && self.same(other) && self.distinct() {
             return None;
         }
         for l in each(self.mask) {
@@ -87,10 +99,28 @@ impl Access {
                 continue;
             }
             if let Some(m) = each(other.mask).find(|&m| (!alone || m != l) && touches(m)) {
-                return Some((l, m, a.max(other.addresses[m as usize])));
+                return Some(Meeting {
+                    lane: (!self.together).then_some(l),
+                    other: (!other.together).then_some(m),
+                    earlier: other.pc,
+                    address: a.max(other.addresses[m as usize]),
+                });
             }
         }
         None
+    }
+
+    /// The same lanes at the same places.
+    fn same(&self, other: &Places) -> bool {
+        (self.low, self.high, self.mask, self.bytes, self.together)
+            == (
+                other.low,
+                other.high,
+                other.mask,
+                other.bytes,
+                other.together,
+            )
+            && self.addresses == other.addresses
     }
 
     /// Every lane has addresses of its own.
@@ -100,10 +130,20 @@ impl Access {
     }
 }
 
+/// Two sides of a conflict: lanes, or none of its own where all work together.
+#[derive(Debug, PartialEq, Eq)]
+struct Meeting {
+    lane: Option<u32>,
+    other: Option<u32>,
+    /// pc of the other side, which came first.
+    earlier: u32,
+    address: u64,
+}
+
 /// What a warp remembers, the oldest overwritten first.
 #[derive(Debug, Default)]
 struct Recent {
-    accesses: Vec<Access>,
+    places: Vec<Places>,
     next: usize,
     low: u64,
     high: u64,
@@ -111,46 +151,36 @@ struct Recent {
 
 impl Recent {
     fn clear(&mut self) {
-        self.accesses.clear();
+        self.places.clear();
         self.next = 0;
         (self.low, self.high) = (0, 0);
     }
 
-    fn push(&mut self, access: Access) {
-        if self.accesses.is_empty() {
-            (self.low, self.high) = (access.low, access.high);
+    fn push(&mut self, places: Places) {
+        if self.places.is_empty() {
+            (self.low, self.high) = (places.low, places.high);
         }
-        self.low = self.low.min(access.low);
-        self.high = self.high.max(access.high);
-        if self.accesses.len() < KEEP {
-            self.accesses.push(access);
+        if let Some(same) = self.places.iter_mut().find(|p| p.same(&places)) {
+            same.pc = places.pc;
+            return;
+        }
+        self.low = self.low.min(places.low);
+        self.high = self.high.max(places.high);
+        if self.places.len() < KEEP {
+            self.places.push(places);
         } else {
-            self.accesses[self.next] = access;
+            self.places[self.next] = places;
             self.next = (self.next + 1) % KEEP;
         }
     }
 
-    fn conflict(&self, access: &Access, own_hides: bool) -> Option<(u32, (u32, u32, u64))> {
-        if access.low >= self.high || self.low >= access.high {
+    fn conflict(&self, places: &Places, own_hides: bool) -> Option<Meeting> {
+        if places.low >= self.high || self.low >= places.high {
             return None;
         }
-        let find = |earlier: &Access| Some((earlier.pc, access.conflict(earlier, own_hides)?));
-        self.accesses.iter().find_map(find)
+        let mut earlier = self.places.iter();
+        earlier.find_map(|earlier| places.conflict(earlier, own_hides))
     }
-}
-
-/// What lanes accessed before another lane of their warp arrived at an mbarrier, without a `bar.warp.sync` between: the arrival does not
-/// release it.
-#[derive(Debug)]
-struct Unreleased {
-    access: Access,
-    writes: bool,
-    /// pc and lanes of the arrival.
-    arrival: (u32, u32),
-    /// The lanes have met since: the next release covers it.
-    met: bool,
-    /// Who knows the warp up to here has acquired a release that covers it.
-    covered: Option<u32>,
 }
 
 /// Accesses of a warp's lanes that nothing orders.
@@ -158,9 +188,6 @@ struct Unreleased {
 struct Unordered {
     reads: Recent,
     writes: Recent,
-    /// Strict mode: all accesses to shared memory since the lanes met, and whether they wrote.
-    apart: Vec<(Access, bool)>,
-    unreleased: Vec<Unreleased>,
 }
 
 /// Of each warp of the cluster, by agent.
@@ -169,9 +196,7 @@ pub(super) struct Lanes(Vec<Unordered>);
 
 impl Lanes {
     pub fn new(warps: usize) -> Self {
-        let mut all = Vec::new();
-        all.resize_with(warps, Unordered::default);
-        Lanes(all)
+        Lanes((0..warps).map(|_| Unordered::default()).collect())
     }
 
     /// All lanes of the warp have met, or one of them has learned what others did.
@@ -182,68 +207,20 @@ impl Lanes {
             warp.writes.clear();
         }
     }
-
-    /// All lanes of the warp have met at a barrier.
-    pub fn met(&mut self, agent: Agent) {
-        if let Some(warp) = self.0.get_mut(agent.0 as usize) {
-            warp.apart.clear();
-            warp.unreleased.iter_mut().for_each(|u| u.met = true);
-        }
-    }
-}
-
-fn each(mask: u32) -> impl Iterator<Item = u32> {
-    (0..32).filter(move |l| mask >> l & 1 == 1)
-}
-
-/// Where an access to the shared memory of CTA `cta` lies among all addresses.
-pub(super) fn of_shared(cta: u32, address: u32) -> u64 {
-    SHARED | u64::from(cta) << 32 | u64::from(address)
 }
 
 impl Checker {
-    /// Lanes of a warp read or write through the generic proxy.
-    pub(super) fn lanes_access(
+    /// Lanes of a warp read or write memory that begins at `base` among all addresses.
+    pub(super) fn lanes_access<A: Copy + Into<u64>>(
         &mut self,
         at: At,
-        addresses: &[u64; 32],
-        mask: u32,
-        bytes: u32,
-        kind: Kind,
+        access: &WarpAccess<A>,
+        base: u64,
     ) {
-        if kind != Kind::Atomic && mask != 0 {
-            let access = Access::new(at.pc, *addresses, mask, bytes);
-            self.lanes_meet(at, access, kind, false);
+        let left_out = access.together && !self.strict.enabled;
+        if access.kind != Kind::Atomic && access.mask != 0 && !left_out {
+            self.lanes_meet(at, Places::new(at.pc, access, base), access.kind, false);
         }
-    }
-
-    /// The same in the shared memory of CTA `cta`.
-    pub fn lanes_shared_access(
-        &mut self,
-        at: At,
-        cta: u32,
-        addresses: &[u32; 32],
-        mask: u32,
-        bytes: u32,
-        kind: Kind,
-    ) {
-        let places = addresses.map(|a| of_shared(cta, a));
-        self.lanes_access(at, &places, mask, bytes, kind);
-    }
-
-    /// Strict mode: lanes read or write rows of shared memory of CTA `cta` together.
-    pub fn lanes_together(
-        &mut self,
-        at: At,
-        cta: u32,
-        addresses: &[u32; 32],
-        mask: u32,
-        bytes: u32,
-        kind: Kind,
-    ) {
-        let mut access = Access::new(at.pc, addresses.map(|a| of_shared(cta, a)), mask, bytes);
-        access.collective = true;
-        self.lanes_meet(at, access, kind, false);
     }
 
     /// Lane `issuer` issues a copy that reads or writes `bytes` of shared memory.
@@ -256,173 +233,42 @@ impl Checker {
         bytes: u32,
         kind: Kind,
     ) {
-        let access = Access::new(at.pc, [of_shared(cta, address); 32], 1 << issuer, bytes);
-        self.lanes_meet(at, access, kind, true);
+        let access = WarpAccess {
+            addresses: &[address; 32],
+            mask: 1 << issuer,
+            bytes,
+            kind,
+            together: false,
+        };
+        self.lanes_meet(at, Places::new(at.pc, &access, shared_of(cta)), kind, true);
     }
 
-    /// Strict mode: lanes read or write shared memory, each its own address or all together.
-    pub(super) fn lanes_apart(
-        &mut self,
-        at: At,
-        cta: u32,
-        addresses: &[u32; 32],
-        mask: u32,
-        bytes: u32,
-        kind: Kind,
-    ) {
-        let Some(warp) = self.lanes.0.get_mut(at.agent.0 as usize) else {
-            return;
-        };
-        if kind == Kind::Atomic || mask == 0 || warp.apart.len() >= KEEP {
-            return;
-        }
-        let access = Access::new(at.pc, addresses.map(|a| of_shared(cta, a)), mask, bytes);
-        warp.apart.push((access, kind == Kind::Write));
-    }
-
-    /// Strict mode: who learns from now on what the warp knows sees what lanes of `mask` did, and all lanes before they last met.
-    pub(super) fn lanes_cover(&mut self, at: At, mask: u32) {
-        let now = self.agents.all[at.agent.0 as usize]
-            .knowledge
-            .seen
-            .get(at.agent.0);
-        let Some(warp) = self.lanes.0.get_mut(at.agent.0 as usize) else {
-            return;
-        };
-        for u in warp.unreleased.iter_mut().filter(|u| u.covered.is_none()) {
-            if u.met || u.access.mask & !mask == 0 {
-                u.covered = Some(now);
-            } else {
-                u.access.mask &= !mask;
-            }
-        }
-    }
-
-    /// Strict mode: lanes of a warp release what they did.
-    pub fn lanes_release(&mut self, at: At, mask: u32) {
-        self.lanes_cover(at, mask);
-        let Some(warp) = self.lanes.0.get_mut(at.agent.0 as usize) else {
-            return;
-        };
-        for (mut access, writes) in warp.apart.drain(..) {
-            access.mask &= !mask;
-            if access.mask != 0 {
-                warp.unreleased.push(Unreleased {
-                    access,
-                    writes,
-                    arrival: (at.pc, mask),
-                    met: false,
-                    covered: None,
-                });
-            }
-        }
-        let old = warp.unreleased.len().saturating_sub(4 * KEEP);
-        warp.unreleased.drain(..old);
-    }
-
-    /// Strict mode: is an access to shared memory ordered after another warp's by the arrival of a lane that does not release it?
-    pub(super) fn lanes_released(
-        &mut self,
-        at: At,
-        cta: u32,
-        address: u32,
-        bytes: u32,
-        kind: Kind,
-    ) {
-        let low = of_shared(cta, address);
-        let high = low + u64::from(bytes);
-        let state = &self.agents.all[at.agent.0 as usize];
-        let own = match state.identity {
-            Identity::Warp { .. } => at.agent.0,
-            Identity::Operation { issuer, .. } => issuer,
-        };
-        let found = self.lanes.0.iter().zip(0..).find_map(|(warp, w)| {
-            let known = state.knowledge.seen.get(w);
-            let found = warp.unreleased.iter().find(|u| {
-                let touches = |l: u32| {
-                    let a = u.access.addresses[l as usize];
-                    a < high && low < a + u64::from(u.access.bytes)
-                };
-                (u.writes || kind != Kind::Read)
-                    && u.covered.is_none_or(|c| known < c)
-                    && u.access.low < high
-                    && low < u.access.high
-                    && each(u.access.mask).any(touches)
-            });
-            found.filter(|_| w != own).map(|u| (w, u))
-        });
-        let Some((w, u)) = found else {
-            return;
-        };
-        let (warp, who) = (self.name(Agent(w)), self.name(at.agent));
-        let verb = if kind == Kind::Read {
-            "reads"
-        } else {
-            "writes"
-        };
-        let did = if u.writes { "written" } else { "read" };
-        let lane = u.access.mask.trailing_zeros();
-        let message = format!(
-            "{who} {verb} shared memory of CTA {cta}, address {address:#x}, {did} by lane {lane} of {warp}; the arrival of lane {} does not \
-             release that: no bar.warp.sync (__syncwarp) lies before it",
-            u.arrival.1.trailing_zeros()
-        );
-        let site = |pc, role: &str| SiteRef {
-            pc,
-            who: warp.clone(),
-            role: role.into(),
-        };
-        let role = format!("earlier {}", if u.writes { "write" } else { "read" });
-        let sites = vec![site(u.access.pc, &role), site(u.arrival.0, "arrival")];
-        self.report(FindingKind::SharedRace, at, message, sites);
-    }
-
-    /// What an acquired object says of the lanes of the warp that acquired it.
-    #[inline]
-    pub(super) fn lanes_acquire(&mut self, at: At, object: Sync) {
-        self.lanes.ordered(at.agent);
-        if self.strict.enabled
-            && matches!(
-                object,
-                Sync::Warp { .. } | Sync::Named { .. } | Sync::ClusterBarrier
-            )
-        {
-            self.lanes.met(at.agent);
-        }
-    }
-
-    fn lanes_meet(&mut self, at: At, access: Access, kind: Kind, copy: bool) {
+    fn lanes_meet(&mut self, at: At, places: Places, kind: Kind, copy: bool) {
         let Some(warp) = self.lanes.0.get_mut(at.agent.0 as usize) else {
             return;
         };
         let writes = kind == Kind::Write;
         let earlier = if writes { &warp.reads } else { &warp.writes };
-        let hit = earlier.conflict(&access, !writes && !copy);
+        let hit = earlier.conflict(&places, !writes && !copy);
         if !copy {
             let recent = if writes {
                 &mut warp.writes
             } else {
                 &mut warp.reads
             };
-            recent.push(access);
+            recent.push(places);
         }
-        if let Some((pc, (lane, other, address))) = hit {
-            self.lanes_conflict(at, writes, copy, lane, pc, other, address);
+        if let Some(meeting) = hit {
+            self.lanes_conflict(at, writes, copy, &meeting);
         }
     }
 
-    #[allow(clippy::too_many_arguments)] // both sides of the conflict
-    fn lanes_conflict(
-        &mut self,
-        at: At,
-        writes: bool,
-        copies: bool,
-        lane: u32,
-        earlier: u32,
-        other: u32,
-        address: u64,
-    ) {
-        let warp = self.name(at.agent);
+    fn lanes_conflict(&mut self, at: At, writes: bool, copies: bool, meeting: &Meeting) {
+        let (warp, address) = (self.name(at.agent), meeting.address);
+        let name = |lane: Option<u32>| {
+            lane.map_or("a matrix instruction".into(), |lane| format!("lane {lane}"))
+        };
+        let (lane, other) = (name(meeting.lane), name(meeting.other));
         let place = if address & SHARED != 0 {
             let (cta, address) = ((address & !SHARED) >> 32, address & 0xffff_ffff);
             format!("shared memory of CTA {cta}, address {address:#x}")
@@ -437,11 +283,11 @@ impl Checker {
         };
         let did = if writes { "read" } else { "written" };
         let message = format!(
-            "lane {lane} of {warp} {verb} {place}, {did} by lane {other} of the same warp, and no bar.warp.sync (__syncwarp) lies between"
+            "{lane} of {warp} {verb} {place}, {did} by {other} of the same warp, and no bar.warp.sync (__syncwarp) lies between"
         );
         let site = SiteRef {
-            pc: earlier,
-            who: format!("lane {other} of {warp}"),
+            pc: meeting.earlier,
+            who: format!("{other} of {warp}"),
             role: format!("earlier {}", if writes { "read" } else { "write" }),
         };
         let kind = if address & SHARED != 0 {
@@ -457,9 +303,24 @@ impl Checker {
 mod tests {
     use super::*;
 
-    fn access(mask: u32, bytes: u32, place: impl Fn(u64) -> u64) -> Access {
-        let addresses = std::array::from_fn(|l| place(l as u64));
-        Access::new(0, addresses, mask, bytes)
+    fn access(mask: u32, bytes: u32, place: impl Fn(u64) -> u64) -> Places {
+        let access = WarpAccess {
+            addresses: &std::array::from_fn::<u64, 32, _>(|l| place(l as u64)),
+            mask,
+            bytes,
+            kind: Kind::Read,
+            together: false,
+        };
+        Places::new(0, &access, 0)
+    }
+
+    fn meeting(lane: u32, other: u32, address: u64) -> Option<Meeting> {
+        Some(Meeting {
+            lane: Some(lane),
+            other: Some(other),
+            earlier: 0,
+            address,
+        })
     }
 
     #[test]
@@ -467,12 +328,12 @@ mod tests {
         let own = access(u32::MAX, 4, |l| 4 * l);
         assert_eq!(own.conflict(&own.clone(), false), None);
         let next = access(u32::MAX, 4, |l| 4 * (l + 1));
-        assert_eq!(next.conflict(&own, false), Some((0, 1, 4)));
+        assert_eq!(next.conflict(&own, false), meeting(0, 1, 4));
         // Halves of one word, and a wide access over its own narrow ones.
         let halves = access(u32::MAX, 2, |l| 2 * l);
         assert_eq!(halves.conflict(&halves.clone(), false), None);
         let wide = access(1, 16, |_| 0);
-        assert_eq!(wide.conflict(&own, false), Some((0, 1, 4)));
+        assert_eq!(wide.conflict(&own, false), meeting(0, 1, 4));
         assert_eq!(access(1, 4, |_| 0).conflict(&own, false), None);
         assert_eq!(access(1 << 31, 4, |_| 128).conflict(&own, false), None);
     }
@@ -483,21 +344,39 @@ mod tests {
         assert_eq!(all.conflict(&all.clone(), true), None);
         // But a lane overwrites what others have read as well as itself.
         let one = access(1 << 7, 4, |_| 64);
-        assert_eq!(one.conflict(&all, false), Some((7, 0, 64)));
+        assert_eq!(one.conflict(&all, false), meeting(7, 0, 64));
         let first = access(1, 4, |_| 64);
-        assert_eq!(all.conflict(&first, true), Some((1, 0, 64)));
+        assert_eq!(all.conflict(&first, true), meeting(1, 0, 64));
     }
 
     #[test]
     fn the_oldest_is_forgotten_first() {
         let mut recent = Recent::default();
         for i in 0..=KEEP as u64 {
-            recent.push(access(1, 4, |_| 4 * i));
+            // What is done again at the same places takes no other's room.
+            for _ in 0..3 {
+                recent.push(access(1, 4, |_| 4 * i));
+            }
         }
         let read = |i: u64| access(2, 4, move |_| 4 * i);
         assert!(recent.conflict(&read(0), true).is_none());
         assert!((1..=KEEP as u64).all(|i| recent.conflict(&read(i), true).is_some()));
         recent.clear();
         assert!((0..=KEEP as u64).all(|i| recent.conflict(&read(i), true).is_none()));
+    }
+
+    #[test]
+    fn matrices_are_orderly_among_themselves() {
+        let own = access(u32::MAX, 4, |l| 4 * l);
+        let rows = Places {
+            together: true,
+            ..access(0xff, 16, |l| 16 * l)
+        };
+        assert_eq!(rows.conflict(&rows.clone(), false), None);
+        // Whoever named the address: every lane has a part in it.
+        let hit = rows.conflict(&own, true).expect("all lanes read all");
+        assert_eq!((hit.lane, hit.other, hit.address), (None, Some(0), 0));
+        let hit = own.conflict(&rows, false).expect("one overwrites all");
+        assert_eq!((hit.lane, hit.other, hit.address), (Some(0), None, 0));
     }
 }

@@ -3,6 +3,7 @@
 //! The executor calls these hooks only when `cluster.check` is present. Handlers must call them for every memory
 //! access (after bounds were tested), every synchronisation edge and every asynchronous operation.
 
+mod arrivals;
 pub mod clock;
 pub mod global;
 mod granules;
@@ -110,6 +111,17 @@ pub enum Kind {
     Atomic,
 }
 
+/// What lanes of a warp read or write with one instruction through the generic proxy.
+pub struct WarpAccess<'a, A> {
+    pub addresses: &'a [A; 32],
+    pub mask: u32,
+    /// Of each lane.
+    pub bytes: u32,
+    pub kind: Kind,
+    /// All lanes have a part in every address (ldmatrix, stmatrix).
+    pub together: bool,
+}
+
 /// Objects through which one agent's work becomes visible to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Sync {
@@ -156,7 +168,6 @@ pub enum Fence {
     },
     ProxyAlias,
     MbarrierInit,
-    Wgmma,
 }
 
 /// Where something happens: pc and agent.
@@ -192,6 +203,7 @@ pub struct Checker {
     objects: crate::hash::FastMap<Sync, hooks::Object>,
     registers: valid::Registers,
     lanes: lanes::Lanes,
+    arrivals: arrivals::Arrivals,
     pub strict: strict::Strict,
     visits: Vec<lifetime::Visit>,
     /// Registers of wgmma.

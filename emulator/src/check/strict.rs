@@ -7,8 +7,8 @@
 //!   `fence.proxy.async` after `mbarrier.init`, CUTLASS `fence.mbarrier_init`; a barrier of the CTA between the initialisation and the
 //!   copy orders the two but does not cross proxies. Triton's and ThunderKittens' kernels have the barrier alone.
 //!
-//! * **A lane arrives at an mbarrier for its whole warp without `__syncwarp` before it**, and **lanes load and store what ldmatrix and
-//!   stmatrix have of theirs without one**: [`super::lanes`].
+//! * **A lane arrives at an mbarrier for its whole warp without `__syncwarp` before it**: [`super::arrivals`]. **Lanes load and store what
+//!   ldmatrix and stmatrix have of theirs without one**: [`super::lanes`].
 //!
 //! None depends on the schedule. A fence by any thread of the CTA that the initialisation is ordered before is taken for enough.
 

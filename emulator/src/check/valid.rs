@@ -10,7 +10,7 @@
 //! ([`Checker::define`]): ldmatrix, stmatrix and movmatrix element by element, mma.sync and wgmma (whose A may be in registers) by
 //! rows of A and columns of B.
 
-use super::{At, Checker, FindingKind, Kind};
+use super::{At, Checker, FindingKind, Kind, WarpAccess};
 use crate::program::{Class, Effects, Init, NO_ROW, Op, Program};
 use std::sync::Arc;
 
@@ -316,22 +316,15 @@ impl Checker {
     }
 
     /// A warp has read shared memory, not all of it defined, or writes it.
-    pub(super) fn shared_validity(
-        &mut self,
-        at: At,
-        cta: u32,
-        addresses: &[u32; 32],
-        mask: u32,
-        bytes: u32,
-        kind: Kind,
-    ) {
+    pub(super) fn shared_validity(&mut self, at: At, cta: u32, access: &WarpAccess<u32>) {
+        let (addresses, bytes) = (access.addresses, access.bytes);
         if at.agent.0 as usize >= self.registers.rows.len() {
             return;
         }
         let shadow = &mut self.shared[cta as usize];
         let r = &mut self.registers;
-        let lanes = (0..32).filter(|l| mask >> l & 1 == 1);
-        if kind == Kind::Read {
+        let lanes = (0..32).filter(|l| access.mask >> l & 1 == 1);
+        if access.kind == Kind::Read {
             r.loaded = bytes;
             for lane in lanes {
                 let (a, n) = (u64::from(addresses[lane]), u64::from(bytes));

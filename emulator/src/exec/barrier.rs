@@ -463,10 +463,10 @@ fn fence(cx: &mut LowerCx, i: &Instr, m: &[&str]) -> Result<bool> {
 /// The interpreter executes a cluster on one host thread, so memory is always in order; fences matter to the checkers.
 unsafe fn run_fence(cx: &mut Cx, op: &Op) -> Flow {
     if cx.observed {
-        let at = cx.at();
+        let (at, lanes) = (cx.at(), cx.mask);
         let fence: Fence = *cx.ext(op);
         if let Some(c) = &mut cx.cluster().check {
-            c.fence(at, fence);
+            c.fence(at, fence, lanes);
         }
         if fence == (Fence::ProxyTensormap { acquire: true }) {
             cx.cluster().asynchronous.maps_acquired();

@@ -7,7 +7,7 @@
 //! Not implemented: the 8-bit and smaller element types (sm_100).
 
 use super::converged;
-use crate::check::Kind;
+use crate::check::{Kind, WarpAccess};
 use crate::device::Fault;
 use crate::exec::{Cx, Flow, SHARED_BASE, SHARED_WINDOW};
 use crate::program::lower::{LowerCx, Result};
@@ -169,10 +169,14 @@ fn report_access(cx: &mut Cx, m: &Matrices, offsets: &[u32; 32], kind: Kind) {
     let rank = cx.cta().rank;
     let mask = u32::MAX >> (32 - 8 * m.count);
     if let Some(check) = cx.cluster().check.as_deref_mut() {
-        if check.strict.enabled {
-            check.lanes_together(at, rank, offsets, mask, 16, kind);
-        }
-        check.shared_access(at, rank, offsets, mask, 16, kind);
+        let access = WarpAccess {
+            addresses: offsets,
+            mask,
+            bytes: 16,
+            kind,
+            together: true,
+        };
+        check.shared_access(at, rank, &access);
     }
     if let Some(counters) = &mut cx.cluster().counters {
         let offsets = offsets.map(|o| o.wrapping_sub(SHARED_BASE));

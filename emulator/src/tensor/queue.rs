@@ -19,7 +19,7 @@ use super::execute;
 use super::panel::{RawA, SourceA, out_of_bounds};
 use super::sparse;
 use super::wgmma::{Mma, Output};
-use crate::check::{Agent, At, Checker, Fence, FindingKind, SiteRef};
+use crate::check::{Agent, At, Checker, FindingKind, SiteRef};
 use crate::device::{Fault, Policy};
 use crate::exec::{Cta, Cx, Flow, Wait};
 use crate::program::Op;
@@ -444,7 +444,6 @@ pub(super) fn fence(cx: &mut Cx) -> Flow {
     let at = cx.at();
     if let Some(check) = cx.cluster().check.as_deref_mut() {
         check.tensor.fence(at.agent.0);
-        check.fence(at, Fence::Wgmma);
     }
     advance(cx, group);
     Flow::Next

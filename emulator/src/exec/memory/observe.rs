@@ -3,7 +3,7 @@
 use super::super::{Cx, Flow, LANES, LOCAL_WINDOW, SHARED_BASE, SHARED_WINDOW};
 use super::access::{ORDERED, STRONG};
 use super::address::{GLOBAL, LOCAL, SHARED};
-use crate::check::{Kind, Sync};
+use crate::check::{Kind, Sync, WarpAccess};
 use crate::program::{Class, Op};
 
 /// What an operation does to memory.
@@ -91,7 +91,14 @@ fn observe_global(
     let c = cx.cluster();
     if let Some(check) = &mut c.check {
         order(check, at, addresses, lanes, access, strong, true);
-        check.global_access(at, addresses, lanes, access.bytes, kind);
+        let lanewise = WarpAccess {
+            addresses,
+            mask: lanes,
+            bytes: access.bytes,
+            kind,
+            together: false,
+        };
+        check.global_access(at, &lanewise);
         if access.kind == Kind::Write {
             check.stored_to_global(at, lanes);
         }
@@ -180,17 +187,23 @@ fn observe_shared(
         let offsets: [u32; LANES] = std::array::from_fn(|l| addresses[l] as u32 & 0xff_ffff);
         let c = cx.cluster();
         if let Some(check) = &mut c.check {
+            let lanewise = WarpAccess {
+                addresses: &offsets,
+                mask: same,
+                bytes: access.bytes,
+                kind,
+                together: false,
+            };
             if strong || access.kind == Kind::Atomic {
                 // The same location for all CTAs of the cluster, whatever window names it.
                 let global = std::array::from_fn(|l| {
                     SHARED_WINDOW | u64::from(rank + 1) << 24 | u64::from(offsets[l])
                 });
                 order(check, at, &global, same, access, strong, true);
-                check.shared_access(at, rank, &offsets, same, access.bytes, kind);
+                check.shared_access(at, rank, &lanewise);
                 order(check, at, &global, same, access, strong, false);
             } else {
-                check.lanes_shared_access(at, rank, &offsets, same, access.bytes, kind);
-                check.shared_access(at, rank, &offsets, same, access.bytes, kind);
+                check.shared_access(at, rank, &lanewise);
             }
         }
         if let Some(counters) = &mut c.counters {
