@@ -215,8 +215,43 @@ pub unsafe fn batch_v2(
     attribute_count: usize,
     stream: u64,
 ) -> Outcome {
+    let mut failed = usize::MAX;
+    // SAFETY: the caller's promise.
+    unsafe {
+        batch(
+            destinations,
+            sources,
+            sizes,
+            count,
+            attributes,
+            starts,
+            attribute_count,
+            &mut failed,
+            stream,
+        )
+    }
+}
+
+/// The first form also tells which copy was refused, `usize::MAX` if it is none of them.
+#[allow(clippy::too_many_arguments)]
+pub unsafe fn batch(
+    destinations: *const u64,
+    sources: *const u64,
+    sizes: *const usize,
+    count: usize,
+    attributes: *const [u32; 6],
+    starts: *const usize,
+    attribute_count: usize,
+    failed: *mut usize,
+    stream: u64,
+) -> Outcome {
     const DURING_CALL: u32 = 2;
     const ANY_TIME: u32 = 3;
+    let tell = |index: usize| match failed.is_null() {
+        true => Ok(()),
+        false => super::put(failed, index),
+    };
+    tell(usize::MAX)?;
     let lists = [destinations.is_null(), sources.is_null(), sizes.is_null()];
     if count == 0 || lists.contains(&true) || attributes.is_null() || starts.is_null() {
         return Code::INVALID_VALUE.fail(format!("{count} copies, or a list is null"));
@@ -260,11 +295,15 @@ pub unsafe fn batch_v2(
     let mut copies = Vec::new();
     let mut wait = false;
     for index in 0..count {
-        if sizes[index] == 0 {
-            return Code::INVALID_VALUE.fail(format!("copy {index} of the batch has 0 bytes"));
-        }
         let copy = Copy::linear(sources[index], destinations[index], sizes[index]);
-        guard.check_copy(&copy, false, false)?;
+        let checked = match sizes[index] {
+            0 => Code::INVALID_VALUE.fail(format!("copy {index} of the batch has 0 bytes")),
+            _ => guard.check_copy(&copy, false, false),
+        };
+        if checked.is_err() {
+            tell(index)?;
+        }
+        checked?;
         wait |= guard.pageable(copy.destination);
         copies.push(copy);
     }
@@ -293,37 +332,6 @@ pub unsafe fn batch_v2(
         return run::finish(guard, context, &[end]).map(drop);
     }
     run::relieve(guard, context)
-}
-
-/// The first form tells which copy was refused.
-#[allow(clippy::too_many_arguments)]
-pub unsafe fn batch(
-    destinations: *const u64,
-    sources: *const u64,
-    sizes: *const usize,
-    count: usize,
-    attributes: *const [u32; 6],
-    starts: *const usize,
-    attribute_count: usize,
-    failed: *mut usize,
-    stream: u64,
-) -> Outcome {
-    if !failed.is_null() {
-        super::put(failed, usize::MAX)?;
-    }
-    // SAFETY: the caller's promise.
-    unsafe {
-        batch_v2(
-            destinations,
-            sources,
-            sizes,
-            count,
-            attributes,
-            starts,
-            attribute_count,
-            stream,
-        )
-    }
 }
 
 fn check_contexts(contexts: [u64; 2]) -> Outcome {

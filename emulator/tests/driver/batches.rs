@@ -165,6 +165,28 @@ fn wrong_batches_of_copies_are_refused() {
         INVALID_VALUE,
         "the legacy stream"
     );
+    // The first form tells which copy it is.
+    let which = |sizes: [usize; 2], orders: u32| {
+        let mut failed = 4711;
+        refused!(
+            INVALID_VALUE,
+            cuMemcpyBatchAsync(
+                to.as_ptr(),
+                from.as_ptr(),
+                sizes.as_ptr(),
+                2,
+                &order(orders),
+                &0,
+                1,
+                &mut failed,
+                stream
+            )
+        );
+        failed
+    };
+    assert_eq!(which([8, 0], 1), 1);
+    assert_eq!(which([800, 8], 1), 0);
+    assert_eq!(which([8, 8], 0), usize::MAX);
     let none = std::ptr::null();
     refused!(
         INVALID_VALUE,
