@@ -25,12 +25,16 @@
 //    Shared: a ring of stages (gemm_pipeline.cuh), then per consumer warpgroup BOXES staging boxes of 64x64.
 //
 // 3. Work. 384 threads: warpgroup 0 is the producer (one thread works, 40 registers), warpgroups 1 and 2 are consumers of 64 rows
-//    each (232 registers). Two tiles; src/kernels/gemm.rs chooses by shape:
+//    each (232 registers). Three tiles; src/kernels/tile.rs chooses by shape:
 //      square  128x128, no cluster                   small or narrow products
-//      wide    128x256, clusters of 2 along m        everything large: the CTAs of a cluster have the same columns, each loads half
+//      wide    128x256, clusters of 2 along m        large ones: the CTAs of a cluster have the same columns, each loads half
 //                                                    of B and multicasts it. L2 reads per k-block of 128x256: 32 KB, against
 //                                                    64 KB as two square tiles.
-//    Persistent grid of up to one CTA per SM; cluster c takes tiles c, c + clusters, ...: n fastest, then m, split, batch. The CTAs that
+//      quad    128x256, clusters of 2 x 2            large ones that L2 would bound: A is shared as well, by the two CTAs beside
+//                                                    one another. 24 KB.
+//    WHY NOT quad everywhere: a cluster lies in one GPC, and GPCs have 16 or 18 SMs; of the 132 of an H100 clusters of 4 use 128 at most, and
+//    124 where a GPC has only 14. That costs tensor-bound products 3 to 6 %.
+//    Persistent grid of as many clusters as the driver says run at once; cluster c takes tiles c, c + clusters, ...: n fastest, then m, split, batch. The CTAs that
 //    run together so read few row blocks of A, each for all n, and B, a weight of at most 1.6 MB, is in L2 anyway. In weight
 //    gradients n and m are a weight's sides and a wave is a few splits whole: their slices of a and b are read from memory once.
 //
@@ -41,7 +45,9 @@
 //
 // 5. Floor (predicted, recipes' largest case M = 98304): 2MNK / 798 TFLOP/s or (MK + NK + MN) * 2 B / 3.0 TB/s, whichever
 //    is longer: 129 us for [98304x512]x[512x1024], compute-bound; 65 against 101 us for N = K = 512 with aux, memory-bound.
-//    Counted for K = 512, per 128x256 of D (machine code of ptxas 13.0 followed by hand, gemm_nt_bf16; bytes by shapes):
+//    In the step of #1072, predicted from counts, wide and quad (docs/benchmarks.md, "Clusters of four"): nt_leaky2 263 and 235 us, nn_dleaky2 263
+//    and 235, nn_add_norm 238 and 202, nt_add with K = 1536 206 and 200, nn_bf16 with K = 512 74 and 67; expected were 235, 235, 202, 202, 67.
+//    Counted for K = 512, per 128x256 of D (machine code of ptxas 13.0 followed by hand, gemm_nt_bf16; bytes by shapes; quad: 192 KB):
 //                                          wide      two square   two square tiles with two warpgroups in step, the design before
 //      issue slots of a consumer warp       793          1202       1122
 //      of these per k-block                  70           120        114     CUTLASS 4.7.0, cooperative 128x128x64, fp16: 92
@@ -53,7 +59,7 @@
 //
 // 6. Fences and waits, and what breaks without them:
 //      full[s]                consumers multiply bytes that have not landed
-//      empty[s]               the producer overwrites a stage that wgmma still reads, here or in the other CTA of the cluster
+//      empty[s]               the producer overwrites a stage that wgmma still reads, here or in a CTA of the cluster that our bytes go to
 //      wgmma_wait<1> before the release of the previous stage: as above
 //      wgmma_fence            accumulators written by the epilogue's reads of the last tile are not ordered before mma
 //      accumulator_barrier    the compiler may read accumulators before wgmma_wait<0>
@@ -77,10 +83,10 @@ namespace birdie {
 enum class Epilogue { Store, Scaled, Add, AddSquares, AddNorm, Leaky2, DLeaky2, StoreF32, Symmetric, SymmetricAdd };
 
 // Shared memory of a variant: as many stages as fit beside the staging boxes. `src/kernels/gemm.rs` knows the sums.
-template <Epilogue EPILOGUE_, int BLOCK_N_> struct Variant {
+template <Epilogue EPILOGUE_, typename TILE> struct Variant {
   static constexpr Epilogue EPILOGUE = EPILOGUE_;
-  static constexpr int BLOCK_N = BLOCK_N_;
-  static constexpr bool WIDE = BLOCK_N == 256;
+  static constexpr int BLOCK_N = TILE::BLOCK_N, CLUSTER_M = TILE::CLUSTER_M, CLUSTER_N = TILE::CLUSTER_N;
+  static constexpr bool WIDE = TILE::WIDE;
   static constexpr bool SYMMETRIC = EPILOGUE == Epilogue::Symmetric || EPILOGUE == Epilogue::SymmetricAdd;
   static constexpr bool NORM = EPILOGUE == Epilogue::AddNorm;
   static constexpr bool SUMS = EPILOGUE == Epilogue::AddSquares || EPILOGUE == Epilogue::DLeaky2;
@@ -93,12 +99,11 @@ template <Epilogue EPILOGUE_, int BLOCK_N_> struct Variant {
   static constexpr int STAGES = WIDE ? (HAS_AUX ? 3 : 4) : (HAS_AUX && SYMMETRIC ? 5 : 6);
   // The epilogue of one consumer takes about 100 to 200 issue slots per box and warp: LEAD blocks of the other alone cover it.
   static constexpr int LEAD = WIDE && HAS_AUX ? 1 : 2;
-  static constexpr int CLUSTER = WIDE ? 2 : 1;
   static_assert(!(SYMMETRIC && WIDE), "a tile and its mirror image are square");
 };
 
 template <Major A_MAJOR, Major B_MAJOR, typename V>
-using PipelineOf = Pipeline<A_MAJOR, B_MAJOR, V::BLOCK_N, V::STAGES, V::LEAD, V::WIDE ? Share::B : Share::None, V::CLUSTER>;
+using PipelineOf = Pipeline<A_MAJOR, B_MAJOR, V::BLOCK_N, V::STAGES, V::LEAD, V::CLUSTER_M, V::CLUSTER_N>;
 
 template <typename P, typename V> struct alignas(1024) GemmShared {
   typename P::Stages stages;
@@ -411,59 +416,69 @@ using namespace birdie;
 #define MAP const __grid_constant__ TensorMap
 #define SQUARE extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #define WIDE extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 1)
+#define QUAD extern "C" __global__ void __cluster_dims__(4, 1, 1) __launch_bounds__(THREADS, 1)
 #define ONE_SPLIT {m, n, k, batches, 1, ceil_div(k, BLOCK_K), 1.f, 0.f}
 
-#define GEMM_STORE(TILE, NAME, A_MAJOR, B_MAJOR, EPILOGUE, BLOCK_N)                                                    \
-  TILE NAME(MAP a, MAP b, MAP out, GEMM_SHAPE_PARAMETERS) {                                                            \
-    gemm<A_MAJOR, B_MAJOR, Variant<EPILOGUE, BLOCK_N>>(&a, &b, &out, nullptr, nullptr, nullptr, ONE_SPLIT);            \
+#define GEMM_STORE(KERNEL, NAME, A_MAJOR, B_MAJOR, EPILOGUE, TILE)                                                     \
+  KERNEL NAME(MAP a, MAP b, MAP out, GEMM_SHAPE_PARAMETERS) {                                                          \
+    gemm<A_MAJOR, B_MAJOR, Variant<EPILOGUE, TILE>>(&a, &b, &out, nullptr, nullptr, nullptr, ONE_SPLIT);               \
   }
-#define GEMM_ADD(TILE, NAME, A_MAJOR, B_MAJOR, EPILOGUE, BLOCK_N)                                                      \
-  TILE NAME(MAP a, MAP b, MAP out, MAP aux, GEMM_SHAPE_PARAMETERS, float alpha, float beta) {                          \
-    gemm<A_MAJOR, B_MAJOR, Variant<EPILOGUE, BLOCK_N>>(&a, &b, &out, nullptr, &aux, nullptr,                           \
-                                                       {m, n, k, batches, 1, ceil_div(k, BLOCK_K), alpha, beta});      \
+#define GEMM_ADD(KERNEL, NAME, A_MAJOR, B_MAJOR, EPILOGUE, TILE)                                                       \
+  KERNEL NAME(MAP a, MAP b, MAP out, MAP aux, GEMM_SHAPE_PARAMETERS, float alpha, float beta) {                        \
+    gemm<A_MAJOR, B_MAJOR, Variant<EPILOGUE, TILE>>(&a, &b, &out, nullptr, &aux, nullptr,                              \
+                                                    {m, n, k, batches, 1, ceil_div(k, BLOCK_K), alpha, beta});         \
   }
-#define GEMM_F32(TILE, NAME, A_MAJOR, B_MAJOR, BLOCK_N)                                                                \
-  TILE NAME(MAP a, MAP b, float *out_f32, GEMM_SHAPE_PARAMETERS, i32 splits, i32 k_blocks_per_split) {                 \
-    gemm<A_MAJOR, B_MAJOR, Variant<Epilogue::StoreF32, BLOCK_N>>(                                                      \
+#define GEMM_F32(KERNEL, NAME, A_MAJOR, B_MAJOR, TILE)                                                                 \
+  KERNEL NAME(MAP a, MAP b, float *out_f32, GEMM_SHAPE_PARAMETERS, i32 splits, i32 k_blocks_per_split) {               \
+    gemm<A_MAJOR, B_MAJOR, Variant<Epilogue::StoreF32, TILE>>(                                                         \
         &a, &b, nullptr, nullptr, nullptr, out_f32, {m, n, k, batches, splits, k_blocks_per_split, 1.f, 0.f});         \
   }
-#define GEMM_ROWS(TILE, SUFFIX, BLOCK_N)                                                                               \
-  TILE gemm_nt_scaled_bf16##SUFFIX(MAP a, MAP b, MAP out, GEMM_SHAPE_PARAMETERS, RowScale scale) {                     \
-    gemm<Major::K, Major::K, Variant<Epilogue::Scaled, BLOCK_N>>(&a, &b, &out, nullptr, nullptr, nullptr, ONE_SPLIT,   \
-                                                                 {scale, nullptr, nullptr, nullptr, 0});               \
-  }                                                                                                                    \
-  TILE gemm_nt_add_squares_bf16##SUFFIX(MAP a, MAP b, MAP out, MAP aux, GEMM_SHAPE_PARAMETERS, float *squares) {       \
-    gemm<Major::K, Major::K, Variant<Epilogue::AddSquares, BLOCK_N>>(&a, &b, &out, nullptr, &aux, nullptr, ONE_SPLIT,  \
-                                                                     {{}, squares, nullptr, nullptr, 0});              \
-  }                                                                                                                    \
-  TILE gemm_nt_leaky2##SUFFIX(MAP a, MAP b, MAP out, MAP out2, GEMM_SHAPE_PARAMETERS, RowScale scale) {                \
-    gemm<Major::K, Major::K, Variant<Epilogue::Leaky2, BLOCK_N>>(&a, &b, &out, &out2, nullptr, nullptr, ONE_SPLIT,     \
-                                                                 {scale, nullptr, nullptr, nullptr, 0});               \
-  }                                                                                                                    \
-  TILE gemm_nn_add_norm_bf16##SUFFIX(MAP a, MAP b, MAP out, MAP aux, GEMM_SHAPE_PARAMETERS, const bf16 *x,             \
-                                     RowScale scale, const float *dots, i32 dot_parts) {                               \
-    gemm<Major::K, Major::MN, Variant<Epilogue::AddNorm, BLOCK_N>>(&a, &b, &out, nullptr, &aux, nullptr, ONE_SPLIT,    \
-                                                                   {scale, nullptr, x, dots, dot_parts});              \
-  }                                                                                                                    \
-  TILE gemm_nn_dleaky2##SUFFIX(MAP a, MAP b, MAP out, MAP aux, GEMM_SHAPE_PARAMETERS, RowScale scale, float *sums) {   \
-    gemm<Major::K, Major::MN, Variant<Epilogue::DLeaky2, BLOCK_N>>(&a, &b, &out, nullptr, &aux, nullptr, ONE_SPLIT,    \
-                                                                   {scale, sums, nullptr, nullptr, 0});                \
+#define GEMM_SQUARES(KERNEL, NAME, TILE)                                                                               \
+  KERNEL NAME(MAP a, MAP b, MAP out, MAP aux, GEMM_SHAPE_PARAMETERS, float *squares) {                                 \
+    gemm<Major::K, Major::K, Variant<Epilogue::AddSquares, TILE>>(&a, &b, &out, nullptr, &aux, nullptr, ONE_SPLIT,     \
+                                                                  {{}, squares, nullptr, nullptr, 0});                 \
   }
-#define GEMM_BOTH_TILES(TILE, SUFFIX, BLOCK_N)                                                                         \
-  GEMM_STORE(TILE, gemm_nt_bf16##SUFFIX, Major::K, Major::K, Epilogue::Store, BLOCK_N)                                 \
-  GEMM_STORE(TILE, gemm_nn_bf16##SUFFIX, Major::K, Major::MN, Epilogue::Store, BLOCK_N)                                \
-  GEMM_STORE(TILE, gemm_tn_bf16##SUFFIX, Major::MN, Major::MN, Epilogue::Store, BLOCK_N)                               \
-  GEMM_ADD(TILE, gemm_nt_add_bf16##SUFFIX, Major::K, Major::K, Epilogue::Add, BLOCK_N)                                 \
-  GEMM_ADD(TILE, gemm_nn_add_bf16##SUFFIX, Major::K, Major::MN, Epilogue::Add, BLOCK_N)                                \
-  GEMM_ROWS(TILE, SUFFIX, BLOCK_N)                                                                                     \
-  GEMM_F32(TILE, gemm_tn_f32##SUFFIX, Major::MN, Major::MN, BLOCK_N)                                                   \
-  GEMM_F32(TILE, gemm_nn_f32##SUFFIX, Major::K, Major::MN, BLOCK_N)
+#define GEMM_SCALED(KERNEL, NAME, TILE)                                                                                \
+  KERNEL NAME(MAP a, MAP b, MAP out, GEMM_SHAPE_PARAMETERS, RowScale scale) {                                          \
+    gemm<Major::K, Major::K, Variant<Epilogue::Scaled, TILE>>(&a, &b, &out, nullptr, nullptr, nullptr, ONE_SPLIT,      \
+                                                              {scale, nullptr, nullptr, nullptr, 0});                  \
+  }
+#define GEMM_ROWS(KERNEL, SUFFIX, TILE)                                                                                \
+  KERNEL gemm_nt_leaky2##SUFFIX(MAP a, MAP b, MAP out, MAP out2, GEMM_SHAPE_PARAMETERS, RowScale scale) {              \
+    gemm<Major::K, Major::K, Variant<Epilogue::Leaky2, TILE>>(&a, &b, &out, &out2, nullptr, nullptr, ONE_SPLIT,        \
+                                                              {scale, nullptr, nullptr, nullptr, 0});                  \
+  }                                                                                                                    \
+  KERNEL gemm_nn_add_norm_bf16##SUFFIX(MAP a, MAP b, MAP out, MAP aux, GEMM_SHAPE_PARAMETERS, const bf16 *x,           \
+                                       RowScale scale, const float *dots, i32 dot_parts) {                             \
+    gemm<Major::K, Major::MN, Variant<Epilogue::AddNorm, TILE>>(&a, &b, &out, nullptr, &aux, nullptr, ONE_SPLIT,       \
+                                                                {scale, nullptr, x, dots, dot_parts});                 \
+  }                                                                                                                    \
+  KERNEL gemm_nn_dleaky2##SUFFIX(MAP a, MAP b, MAP out, MAP aux, GEMM_SHAPE_PARAMETERS, RowScale scale, float *sums) { \
+    gemm<Major::K, Major::MN, Variant<Epilogue::DLeaky2, TILE>>(&a, &b, &out, nullptr, &aux, nullptr, ONE_SPLIT,       \
+                                                                {scale, sums, nullptr, nullptr, 0});                   \
+  }
+#define GEMM_BOTH_TILES(KERNEL, SUFFIX, TILE)                                                                          \
+  GEMM_STORE(KERNEL, gemm_nt_bf16##SUFFIX, Major::K, Major::K, Epilogue::Store, TILE)                                  \
+  GEMM_STORE(KERNEL, gemm_nn_bf16##SUFFIX, Major::K, Major::MN, Epilogue::Store, TILE)                                 \
+  GEMM_STORE(KERNEL, gemm_tn_bf16##SUFFIX, Major::MN, Major::MN, Epilogue::Store, TILE)                                \
+  GEMM_ADD(KERNEL, gemm_nt_add_bf16##SUFFIX, Major::K, Major::K, Epilogue::Add, TILE)                                  \
+  GEMM_ADD(KERNEL, gemm_nn_add_bf16##SUFFIX, Major::K, Major::MN, Epilogue::Add, TILE)                                 \
+  GEMM_SCALED(KERNEL, gemm_nt_scaled_bf16##SUFFIX, TILE)                                                               \
+  GEMM_SQUARES(KERNEL, gemm_nt_add_squares_bf16##SUFFIX, TILE)                                                         \
+  GEMM_ROWS(KERNEL, SUFFIX, TILE)                                                                                      \
+  GEMM_F32(KERNEL, gemm_tn_f32##SUFFIX, Major::MN, Major::MN, TILE)                                                    \
+  GEMM_F32(KERNEL, gemm_nn_f32##SUFFIX, Major::K, Major::MN, TILE)
 
-GEMM_BOTH_TILES(SQUARE, , 128)
-GEMM_BOTH_TILES(WIDE, _wide, 256)
-GEMM_STORE(SQUARE, gemm_nt_symmetric_bf16, Major::K, Major::K, Epilogue::Symmetric, 128)
-GEMM_STORE(SQUARE, gemm_tn_symmetric_bf16, Major::MN, Major::MN, Epilogue::Symmetric, 128)
-GEMM_ADD(SQUARE, gemm_nt_symmetric_add_bf16, Major::K, Major::K, Epilogue::SymmetricAdd, 128)
+GEMM_BOTH_TILES(SQUARE, , Square)
+GEMM_BOTH_TILES(WIDE, _wide, Wide)
+// Quad tiles: those that a recipe has a use for.
+GEMM_STORE(QUAD, gemm_nn_bf16_quad, Major::K, Major::MN, Epilogue::Store, Quad)
+GEMM_ADD(QUAD, gemm_nt_add_bf16_quad, Major::K, Major::K, Epilogue::Add, Quad)
+GEMM_SQUARES(QUAD, gemm_nt_add_squares_bf16_quad, Quad)
+GEMM_ROWS(QUAD, _quad, Quad)
+GEMM_STORE(SQUARE, gemm_nt_symmetric_bf16, Major::K, Major::K, Epilogue::Symmetric, Square)
+GEMM_STORE(SQUARE, gemm_tn_symmetric_bf16, Major::MN, Major::MN, Epilogue::Symmetric, Square)
+GEMM_ADD(SQUARE, gemm_nt_symmetric_add_bf16, Major::K, Major::K, Epilogue::SymmetricAdd, Square)
 
 // Second stage of a weight gradient: sums the splits in order, and turns the gradient of the folded weight W' = scale W
 // into those of W and scale.  G = sum_s partial[s, row_begin + r];  grad[r,c] (+)= scale[r] G[r,c];

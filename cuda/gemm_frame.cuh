@@ -1,6 +1,6 @@
 // The frame of a product's kernel: which CTA computes which tile, and who does what meanwhile.
 //
-// A kernel is a `Variant` (its tile, its stages), a struct of shared memory that begins with the pipeline's, and an epilogue. The
+// A kernel is a `Variant` (its tile, its stages), the pipeline that follows from it, a struct of shared memory that begins with the pipeline's, and an epilogue. The
 // frame runs the producer, and for each tile and consumer
 //
 //   begin(tile)      before the products: to ask for what the epilogue will read
@@ -17,29 +17,38 @@ struct GemmShape {
   float alpha, beta;
 };
 
+// The tiles that src/kernels/gemm.rs chooses from, per CTA 128 rows, and how many CTAs of a cluster lie beside one another along m and n.
+template <int BLOCK_N_, int CLUSTER_M_, int CLUSTER_N_> struct TileShape {
+  static constexpr int BLOCK_N = BLOCK_N_, CLUSTER_M = CLUSTER_M_, CLUSTER_N = CLUSTER_N_;
+  static constexpr bool WIDE = BLOCK_N == 256;
+};
+using Square = TileShape<128, 1, 1>;
+using Wide = TileShape<256, 2, 1>;
+using Quad = TileShape<256, 2, 2>;
+
 struct Tile {
   i32 m, n, split, batch, k_begin, k_end; // element offsets of the tile; range of k-blocks
 };
 // Tiles of a launch per cluster of CTAs, and one of them for the CTA of this rank.
-template <typename V> __device__ __forceinline__ u32 tile_count(const GemmShape &s) {
-  const u32 tiles_n = ceil_div(s.n, V::BLOCK_N), tiles_m = ceil_div(s.m, BLOCK_M * V::CLUSTER);
+template <typename P, typename V> __device__ __forceinline__ u32 tile_count(const GemmShape &s) {
+  const u32 tiles_n = ceil_div(s.n, P::BLOCK_N * P::CLUSTER_N), tiles_m = ceil_div(s.m, BLOCK_M * P::CLUSTER_M);
   return (V::SYMMETRIC ? tiles_n * (tiles_n + 1) / 2 : tiles_m * tiles_n) * s.splits * s.batches;
 }
-template <typename V> __device__ __forceinline__ Tile tile_at(u32 index, u32 rank, const GemmShape &s) {
-  const u32 tiles_n = ceil_div(s.n, V::BLOCK_N);
+template <typename P, typename V> __device__ __forceinline__ Tile tile_at(u32 index, u32 rank, const GemmShape &s) {
+  const u32 tiles_n = ceil_div(s.n, P::BLOCK_N * P::CLUSTER_N);
   Tile t;
   if constexpr (V::SYMMETRIC) { // row i of the triangle has tiles 0 .. i
     const u32 triangle = tiles_n * (tiles_n + 1) / 2;
     u32 column = index % triangle, row = 0;
     while (column > row) column -= ++row;
-    t.n = i32(column) * V::BLOCK_N;
+    t.n = i32(column) * P::BLOCK_N;
     t.m = i32(row) * BLOCK_M;
     index /= triangle;
   } else {
-    const u32 tiles_m = ceil_div(s.m, BLOCK_M * V::CLUSTER);
-    t.n = i32(index % tiles_n) * V::BLOCK_N;
+    const u32 tiles_m = ceil_div(s.m, BLOCK_M * P::CLUSTER_M);
+    t.n = i32(index % tiles_n * P::CLUSTER_N + (P::CLUSTER_N > 1 ? P::place_n(rank) : 0)) * P::BLOCK_N;
     index /= tiles_n;
-    t.m = i32(index % tiles_m * V::CLUSTER + rank) * BLOCK_M;
+    t.m = i32(index % tiles_m * P::CLUSTER_M + (P::CLUSTER_M > 1 ? P::place_m(rank) : 0)) * BLOCK_M;
     index /= tiles_m;
   }
   t.split = i32(index % u32(s.splits));
@@ -77,11 +86,11 @@ __device__ __forceinline__ void run_tiles(Shared &shared, const TensorMap *a, co
     init();
     fence_barrier_init();
   }
-  if constexpr (V::CLUSTER > 1) cluster_sync();
+  if constexpr (P::CLUSTER > 1) cluster_sync();
   else __syncthreads();
 
-  const u32 rank = V::CLUSTER > 1 ? cluster_rank() : 0;
-  const u32 first = blockIdx.x / V::CLUSTER, clusters = gridDim.x / V::CLUSTER, tiles = tile_count<V>(shape);
+  const u32 rank = P::CLUSTER > 1 ? cluster_rank() : 0;
+  const u32 first = blockIdx.x / P::CLUSTER, clusters = gridDim.x / P::CLUSTER, tiles = tile_count<P, V>(shape);
   typename P::Ring ring;
 
   if (warpgroup == 0) { // ---- producer
@@ -90,7 +99,7 @@ __device__ __forceinline__ void run_tiles(Shared &shared, const TensorMap *a, co
       prefetch_tensor_map(a);
       prefetch_tensor_map(b);
       for (u32 index = first; index < tiles; index += clusters) {
-        const Tile t = tile_at<V>(index, rank, shape);
+        const Tile t = tile_at<P, V>(index, rank, shape);
         P::load_blocks(shared.stages, shared.barriers, ring, a, b, t.m, t.n, t.k_begin, t.k_end, t.batch, rank);
       }
     }
@@ -105,15 +114,15 @@ __device__ __forceinline__ void run_tiles(Shared &shared, const TensorMap *a, co
   auto e = epilogue(worker);
 
   for (u32 index = first; index < tiles; index += clusters) {
-    const Tile tile = tile_at<V>(index, rank, shape);
+    const Tile tile = tile_at<P, V>(index, rank, shape);
     e.begin(tile);
     float d[P::ACCUMULATORS];
-    P::multiply_blocks(d, shared.stages, shared.barriers, ring, tile.k_end - tile.k_begin, worker.consumer, worker.lane(), lead);
+    P::multiply_blocks(d, shared.stages, shared.barriers, ring, tile.k_end - tile.k_begin, worker.consumer, worker.lane(), lead, rank);
     e.finish(tile, d);
   }
-  // The CTA's shared memory must outlive the reads of its last stores, and the releases by the other CTA of the cluster.
+  // The CTA's shared memory must outlive the reads of its last stores, and the releases by other CTAs of the cluster.
   e.end();
-  if constexpr (V::CLUSTER > 1) cluster_sync();
+  if constexpr (P::CLUSTER > 1) cluster_sync();
 }
 
 } // namespace birdie

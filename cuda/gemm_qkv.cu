@@ -30,7 +30,8 @@
 //    first v head's sources), or when the box before has used the registers (sources of further v heads).
 //
 // 5. Floor (predicted), N = 98304, d = 512, C = 1024: 103 GFLOP, 129 us, compute-bound (303 MB, 101 us). By the emulator's counts L2 takes
-//    151 us, with a value embedding 155, and no access to shared memory meets another in a bank (`bench kernels`, 2026-11-22).
+//    151 us with wide tiles, with a value embedding 155; quad tiles, on 128 SMs, are bound by the tensor cores: 133 us, as expected, and L2
+//    takes 126 or 130. No access to shared memory meets another in a bank (`bench kernels`, 2026-11-22).
 //
 // 6. Fences and waits: those of gemm.cu, and
 //      __syncwarp            a lane's ldmatrix reads what another lane has not stored yet, or a lane stores over what has not been read
@@ -45,15 +46,12 @@
 
 namespace birdie {
 
-template <int BLOCK_N_, bool PUBLISHED_> struct Variant {
+template <typename TILE, bool PUBLISHED_> struct Variant {
   static constexpr bool PUBLISHED = PUBLISHED_; // the number of pairs
-  static constexpr int BLOCK_N = BLOCK_N_, BOXES = BLOCK_N / 64, STAGING = 2;
-  static constexpr bool WIDE = BLOCK_N == 256, SYMMETRIC = false;
-  static constexpr int STAGES = WIDE ? 4 : 6, LEAD = 2, CLUSTER = WIDE ? 2 : 1;
+  static constexpr int BLOCK_N = TILE::BLOCK_N, BOXES = BLOCK_N / 64, STAGING = 2;
+  static constexpr bool SYMMETRIC = false;
+  using P = Pipeline<Major::K, Major::K, BLOCK_N, TILE::WIDE ? 4 : 6, 2, TILE::CLUSTER_M, TILE::CLUSTER_N>;
 };
-
-template <typename V>
-using PipelineOf = Pipeline<Major::K, Major::K, V::BLOCK_N, V::STAGES, V::LEAD, V::WIDE ? Share::B : Share::None, V::CLUSTER>;
 
 template <typename P> struct alignas(1024) QkvShared {
   typename P::Stages stages;
@@ -322,11 +320,11 @@ template <typename V, typename Shared> struct QkvEpilogue {
   }
 };
 
-template <int BLOCK_N, bool PUBLISHED>
+template <typename TILE, bool PUBLISHED>
 __device__ __forceinline__ void gemm_qkv(const TensorMap *a, const TensorMap *b, const GemmShape &shape, const QkvOutputs &outputs,
                                          const HeadSource &heads, const ValueSource &values) {
-  using V = Variant<BLOCK_N, PUBLISHED>;
-  using P = PipelineOf<V>;
+  using V = Variant<TILE, PUBLISHED>;
+  using P = typename V::P;
   using Shared = QkvShared<P>;
   Shared &shared = shared_memory<Shared>();
   run_tiles<P, V>(shared, a, b, shape, [] {}, [&](Worker worker) {
@@ -339,16 +337,17 @@ __device__ __forceinline__ void gemm_qkv(const TensorMap *a, const TensorMap *b,
 using namespace birdie;
 
 #define MAP const __grid_constant__ TensorMap
-#define GEMM_QKV(ATTRIBUTES, NAME, BLOCK_N, PUBLISHED)                                                                           \
+#define GEMM_QKV(ATTRIBUTES, NAME, TILE, PUBLISHED)                                                                              \
   extern "C" __global__ void ATTRIBUTES __launch_bounds__(THREADS, 1)                                                            \
       NAME(MAP a, MAP b, MAP out, MAP v_raw, MAP gates, i32 m, i32 n, i32 k, i32 batches, i32 store_raw, RowScale scale, float *inverse_rms, \
            const float *q_gain, const float *rope, i32 pairs, const u16 *ids, const bf16 *ve_table, const float *ve_scale,       \
            const bf16 *v_first, i32 v_first_stride, const float *mix, i32 v_mode, i32 T, i32 H, i32 KV) {                        \
-    gemm_qkv<BLOCK_N, PUBLISHED>(&a, &b, {m, n, k, batches, 1, ceil_div(k, BLOCK_K), 1.f, 0.f},                                  \
+    gemm_qkv<TILE, PUBLISHED>(&a, &b, {m, n, k, batches, 1, ceil_div(k, BLOCK_K), 1.f, 0.f},                                  \
                                  {&out, &v_raw, &gates, store_raw, inverse_rms, scale}, {q_gain, rope, pairs, T, H, KV},         \
                                  {ids, ve_table, ve_scale, v_first, v_first_stride, mix, v_mode});                               \
   }
 
-GEMM_QKV(, gemm_nt_qkv, 128, true)
-GEMM_QKV(__cluster_dims__(2, 1, 1), gemm_nt_qkv_wide, 256, true)
-GEMM_QKV(, gemm_nt_qkv_any_pairs, 128, false)
+GEMM_QKV(, gemm_nt_qkv, Square, true)
+GEMM_QKV(__cluster_dims__(2, 1, 1), gemm_nt_qkv_wide, Wide, true)
+GEMM_QKV(__cluster_dims__(4, 1, 1), gemm_nt_qkv_quad, Quad, true)
+GEMM_QKV(, gemm_nt_qkv_any_pairs, Square, false)

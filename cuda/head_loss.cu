@@ -61,7 +61,7 @@ struct Cap {
 
 constexpr int HEAD_COLUMNS = 256; // per CTA
 
-template <int CTAS> using HeadPipeline = Pipeline<Major::K, Major::K, HEAD_COLUMNS, 4, 3, CTAS == 1 ? Share::None : Share::A, CTAS>;
+template <int CTAS> using HeadPipeline = Pipeline<Major::K, Major::K, HEAD_COLUMNS, 4, 3, 1, CTAS>;
 
 template <int CTAS> struct alignas(1024) HeadShared {
   typename HeadPipeline<CTAS>::Stages stages;

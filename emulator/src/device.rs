@@ -121,6 +121,29 @@ impl Settings {
         s.sm_count = s.sm_count.clamp(1, 1024);
         Ok(s)
     }
+
+    /// SMs of each graphics processing cluster (GPC). A cluster of CTAs runs within one, so a device that holds so many CTAs may
+    /// hold fewer of them as clusters.
+    ///
+    /// A whole GPC of GH100 has 9 pairs of SMs; an H100 SXM has 8 GPCs and 66 pairs (NVIDIA, "Hopper Architecture In-Depth"), and which
+    /// pairs are missing differs from chip to chip. Here they are dealt evenly, to as few GPCs as can take them: 132 SMs are six of 16 and
+    /// two of 18, and 32 clusters of 4 or 16 of 8 run at once. Chips are known that hold less: 15 clusters of 8
+    /// (github.com/accel-sim/gpu-app-collection, pull request 87).
+    pub fn gpcs(&self) -> impl Iterator<Item = u32> {
+        const PAIRS: u32 = 9;
+        let pairs = self.sm_count.div_ceil(2);
+        let gpcs = pairs.div_ceil(PAIRS);
+        let odd = self.sm_count % 2;
+        (0..gpcs).map(move |i| {
+            let more = u32::from(i < pairs % gpcs);
+            2 * (pairs / gpcs + more) - if i + 1 == gpcs { odd } else { 0 }
+        })
+    }
+
+    /// Clusters of so many CTAs that run at once, if an SM holds `per_sm` of their CTAs.
+    pub fn clusters_at_once(&self, per_sm: u32, ctas: u32) -> u32 {
+        self.gpcs().map(|sms| per_sm * sms / ctas.max(1)).sum()
+    }
 }
 
 impl Device {
@@ -275,4 +298,36 @@ pub enum LaunchError {
     InvalidClusterSize(String),
     /// It ran and failed.
     Fault(Fault),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Settings;
+
+    fn settings(sm_count: u32) -> Settings {
+        Settings {
+            sm_count,
+            ..Settings::default()
+        }
+    }
+
+    #[test]
+    fn every_sm_is_in_a_gpc_of_at_most_18() {
+        for sms in 1..=200 {
+            let gpcs: Vec<u32> = settings(sms).gpcs().collect();
+            assert_eq!(gpcs.iter().sum::<u32>(), sms, "{gpcs:?}");
+            assert!(gpcs.iter().all(|&n| (1..=18).contains(&n)), "{gpcs:?}");
+        }
+        let h100: Vec<u32> = settings(132).gpcs().collect();
+        assert_eq!(h100, [18, 18, 16, 16, 16, 16, 16, 16]);
+    }
+
+    #[test]
+    fn clusters_do_not_cross_gpcs() {
+        let at_once = |sms, ctas| settings(sms).clusters_at_once(1, ctas);
+        let h100 = [1, 2, 4, 8, 16].map(|ctas| at_once(132, ctas));
+        assert_eq!(h100, [132, 66, 32, 16, 8]);
+        assert_eq!(settings(132).clusters_at_once(2, 4), 66);
+        assert_eq!((at_once(4, 2), at_once(4, 4), at_once(4, 8)), (2, 1, 0));
+    }
 }

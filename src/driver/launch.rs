@@ -125,25 +125,8 @@ impl Launch {
             .iter()
             .map(|parameter| parameter.bytes().1.cast_mut())
             .collect();
-        let mut attributes = Vec::with_capacity(2);
-        if self.cluster != [1, 1, 1] {
-            attributes.push(self.cluster_attribute());
-        }
-        if self.programmatic {
-            attributes.push(programmatic_attribute());
-        }
-        let config = CUlaunchConfig {
-            gridDimX: self.grid[0],
-            gridDimY: self.grid[1],
-            gridDimZ: self.grid[2],
-            blockDimX: self.block[0],
-            blockDimY: self.block[1],
-            blockDimZ: self.block[2],
-            sharedMemBytes: self.shared,
-            hStream: self.stream,
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: attributes.len() as u32,
-        };
+        let mut attributes = self.attributes();
+        let config = self.config(&mut attributes);
         // SAFETY: the attributes and the parameters live until the call returns, and the driver copies both. The sizes of the
         // parameters were compared above; where the driver is too old to tell them, they are the caller's promise.
         let result = unsafe {
@@ -161,6 +144,48 @@ impl Launch {
             )
         })?;
         Ok(())
+    }
+
+    /// How many clusters of this launch the device runs at once. Fewer CTAs than it runs without clusters: a cluster lies within one GPC.
+    /// Without [`Launch::cluster`] the kernel has its size compiled in.
+    pub fn clusters_at_once(&self, function: &Function) -> Result<u32> {
+        let mut attributes = self.attributes();
+        let config = self.config(&mut attributes);
+        let mut clusters = 0;
+        // SAFETY: the attributes live until the call returns; `clusters` is a place for the result.
+        let result =
+            unsafe { bindings::cuOccupancyMaxActiveClusters(&mut clusters, function.raw, &config) };
+        check(result, || {
+            format!("clusters of {} that run at once", function.name())
+        })?;
+        Ok(clusters.max(0) as u32)
+    }
+
+    fn attributes(&self) -> Vec<CUlaunchAttribute> {
+        let mut attributes = Vec::with_capacity(2);
+        if self.cluster != [1, 1, 1] {
+            attributes.push(self.cluster_attribute());
+        }
+        if self.programmatic {
+            attributes.push(programmatic_attribute());
+        }
+        attributes
+    }
+
+    /// Points at `attributes`.
+    fn config(&self, attributes: &mut [CUlaunchAttribute]) -> CUlaunchConfig {
+        CUlaunchConfig {
+            gridDimX: self.grid[0],
+            gridDimY: self.grid[1],
+            gridDimZ: self.grid[2],
+            blockDimX: self.block[0],
+            blockDimY: self.block[1],
+            blockDimZ: self.block[2],
+            sharedMemBytes: self.shared,
+            hStream: self.stream,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        }
     }
 
     fn cluster_attribute(&self) -> CUlaunchAttribute {

@@ -4,15 +4,13 @@ use anyhow::Result;
 use cust::stream::Stream;
 
 use super::row_scale::{RowScale, square_parts};
+pub use super::tile::{Tile, most_splits, splits};
 use super::{Checks, DevPtr, Kernels, Matrix, Work, address, with_alignment};
 use crate::driver::launch::Parameter;
 use crate::driver::tensor_map::TensorMap;
 
-const BLOCK_K: u64 = 64;
+pub(super) const BLOCK_K: u64 = 64;
 const THREADS: u32 = 384;
-/// Multiprocessors of the device that tiles and splits are chosen for, an H100 SXM. Not those of the device that runs: results
-/// would depend on it.
-const MULTIPROCESSORS: u64 = 132;
 
 /// Which operand is transposed. `D` is `[m, n]` and the sum runs over `k`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,125 +23,9 @@ pub enum Orientation {
     Tn,
 }
 
-/// The part of D that a CTA computes at a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tile {
-    /// 128 x 128, every CTA for itself.
-    Square,
-    /// 128 x 256, two CTAs above one another load B together.
-    Wide,
-}
-
-/// What there is to know about a tile.
-struct TileFacts {
-    tile: Tile,
-    rows: u64,
-    columns: u64,
-    /// CTAs of a cluster.
-    cluster: u64,
-    /// Clocks that the tensor cores of a multiprocessor take for a k-block: 4096 FLOPs per clock.
-    clocks: u64,
-    /// Bytes per k-block that a CTA asks of L2.
-    l2_bytes: u64,
-}
-
-/// Bytes that L2 delivers per clock, to all multiprocessors together: measured on an H800 by arXiv 2402.13499, table V.
-const L2_BYTES_PER_CLOCK: u64 = 3942;
-
-const TILES: [TileFacts; 2] = [
-    // Large products. All 132 multiprocessors at once want 1097 clocks of L2 for a k-block that takes 1024 clocks to multiply: as good
-    // as balanced. Without the cluster it would be 1646, and 128 x 128 with a cluster asks for more, too.
-    TileFacts {
-        tile: Tile::Wide,
-        rows: 128,
-        columns: 256,
-        cluster: 2,
-        clocks: 1024,
-        l2_bytes: 16384 + 32768 / 2,
-    },
-    // Small products, where wide tiles would leave multiprocessors idle (Newton-Schulz on few 512 x 512), and narrow ones, where they
-    // would multiply zeros (N <= 128). With all multiprocessors at work L2 takes 1097 clocks for what is multiplied in 512.
-    // WHY NOT 64-row tiles: half the products per loaded byte, and no shape of the recipes has fewer than 64 x 132 rows
-    // and is on the critical path.
-    TileFacts {
-        tile: Tile::Square,
-        rows: 128,
-        columns: 128,
-        cluster: 1,
-        clocks: 512,
-        l2_bytes: 2 * 16384,
-    },
-];
-
-impl Tile {
-    fn facts(self) -> &'static TileFacts {
-        match self {
-            Tile::Wide => &TILES[0],
-            Tile::Square => &TILES[1],
-        }
-    }
-
-    /// CTA-sized tiles of an `[m, n]` matrix, whole clusters.
-    pub(super) fn count(self, m: u64, n: u64) -> u64 {
-        self.facts().count(m, n)
-    }
-
-    /// The tile whose waves over an H100 are predicted to take least time, tensor cores or L2, whichever is slower; with equal times
-    /// the one that multiplies less.
-    pub fn of(m: u64, n: u64, batches: u64) -> Tile {
-        let best = TILES.iter().min_by_key(|t| {
-            let count = t.count(m, n) * batches;
-            let wave = |ctas: u64| {
-                let most = if ctas == 0 { 0 } else { t.clocks };
-                most.max(ctas * t.l2_bytes / L2_BYTES_PER_CLOCK)
-            };
-            let (waves, rest) = (count / MULTIPROCESSORS, count % MULTIPROCESSORS);
-            (waves * wave(MULTIPROCESSORS) + wave(rest), count * t.clocks)
-        });
-        best.expect("there are tiles").tile
-    }
-
-    /// The tile for sums that are cut along k: the cuts fill the device, so only padding speaks against wide tiles.
-    pub fn of_split(m: u64, n: u64) -> Tile {
-        if m > 128 && n > 128 {
-            Tile::Wide
-        } else {
-            Tile::Square
-        }
-    }
-
-    /// Bytes that a product reads through L2: each tile its rows and columns, less what a cluster shares.
-    pub fn l2_bytes(self, m: u64, n: u64, k: u64, batches: u64) -> u64 {
-        let facts = self.facts();
-        facts.count(m, n) * batches * k.div_ceil(BLOCK_K) * facts.l2_bytes
-    }
-}
-
-impl TileFacts {
-    /// CTA-sized tiles of an `[m, n]` matrix, whole clusters.
-    fn count(&self, m: u64, n: u64) -> u64 {
-        m.div_ceil(self.rows * self.cluster) * self.cluster * n.div_ceil(self.columns)
-    }
-}
-
-/// Into how many parts to cut k so that an `[m, n]` product fills an H100: as many as there are multiprocessors per tile, but at
-/// least 16 k-blocks each and at most 32 parts. Never leaves a part empty. A function of the shape alone: so the sums have the
-/// same bits on every device.
-pub fn splits(m: u64, n: u64, k: u64, batches: u64) -> u64 {
-    let blocks = k.div_ceil(BLOCK_K);
-    let each = blocks.div_ceil(most_splits(m, n, batches)).max(16);
-    blocks.div_ceil(each)
-}
-
-/// The most that [`splits`] says for any `k`.
-pub fn most_splits(m: u64, n: u64, batches: u64) -> u64 {
-    let tiles = Tile::of_split(m, n).facts().count(m, n) * batches;
-    (MULTIPROCESSORS / tiles).clamp(1, 32)
-}
-
 /// Dynamic shared memory of an entry point: `Variant` and `GemmShared` in the kernel file.
 pub fn shared_bytes(entry: &str) -> u32 {
-    let wide = entry.ends_with("_wide");
+    let wide = Tile::of_entry(entry).columns() == 256;
     let symmetric = entry.contains("_symmetric");
     let aux = entry.contains("_add_") || entry.contains("_dleaky2");
     let (stages, stage) = match (wide, aux) {
@@ -166,8 +48,14 @@ pub fn shared_bytes(entry: &str) -> u32 {
     with_alignment(stages * stage + staging + (2 * stages + 2) * 8)
 }
 
-#[derive(Clone, Copy)]
-pub(super) struct Shape {
+/// CTAs of a cluster of an entry point.
+pub(super) fn cluster(entry: &str) -> Option<u32> {
+    Some(Tile::of_entry(entry).cluster() as u32)
+}
+
+/// Sizes of a product: D is `[m, n]`, the sum runs over k.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
     pub m: u64,
     pub n: u64,
     pub k: u64,
@@ -219,16 +107,18 @@ impl Shape {
     }
 }
 
-/// Maps of the two operands: boxes of 128 rows where k is contiguous, of 64 k otherwise.
+/// Maps of the two operands: where k is contiguous boxes of the rows that a CTA loads at a time, of 64 k otherwise.
 pub(super) fn operand_maps(
     checks: Checks,
     orientation: Orientation,
+    tile: Tile,
     a: Matrix,
     b: Matrix,
 ) -> Result<(TensorMap, TensorMap)> {
+    let [part_a, part_b] = tile.parts().map(|rows| rows.min(128) as u32);
     let (rows_a, rows_b) = match orientation {
-        Orientation::Nt => (128, 128),
-        Orientation::Nn => (128, 64),
+        Orientation::Nt => (part_a, part_b),
+        Orientation::Nn => (part_a, 64),
         Orientation::Tn => (64, 64),
     };
     Ok((a.map(checks, "a", rows_a)?, b.map(checks, "b", rows_b)?))
@@ -285,34 +175,32 @@ impl Kernels {
         ctas: u64,
         parameters: &[&dyn Parameter],
     ) -> Result<()> {
-        let cluster = tile.facts().cluster;
-        let most = (u64::from(self.multiprocessors) / cluster).max(1) * cluster;
-        let wide;
-        let entry = match tile {
-            Tile::Square => entry,
-            Tile::Wide => {
-                wide = format!("{entry}_wide");
-                &wide
-            }
-        };
+        let entry = format!("{entry}{}", tile.suffix());
+        let most = self.resident(&entry, tile.cluster());
         self.launch(
             stream,
-            entry,
+            &entry,
             [ctas.min(most) as u32, 1, 1],
             THREADS,
-            shared_bytes(entry),
+            shared_bytes(&entry),
             parameters,
         )
     }
 
-    pub(super) fn tile(&self, shape: Shape) -> (Tile, u64) {
-        let Shape { m, n, batches, .. } = shape;
-        let tile = self.tile.unwrap_or_else(|| Tile::of(m, n, batches));
-        (tile, tile.facts().count(m, n) * batches)
+    /// The tile for a product whose epilogue reads and writes so many bytes for each element of D, and the CTAs that are its tiles.
+    pub(super) fn tile(&self, entry: &str, shape: Shape, element_bytes: u64) -> (Tile, u64) {
+        let has = |tile: &Tile| {
+            let name = format!("{entry}{}", tile.suffix());
+            self.functions.contains_key(name.as_str())
+        };
+        let wanted = self.tile.filter(has);
+        let tile = wanted.unwrap_or_else(|| Tile::of(shape, element_bytes, has(&Tile::Quad)));
+        (tile, tile.count(shape.m, shape.n) * shape.batches)
     }
 
     /// Launches a product with bf16 results: every entry point but the partial sums takes the maps of its operands, those of `tensors` (all
-    /// of D's shape), the sizes, and `rest`, in this order.
+    /// of D's shape), the sizes, and `rest`, in this order. `more_bytes` are what `rest` stands for, for each element of D.
+    #[allow(clippy::too_many_arguments)] // the operands of one product
     fn launch_product(
         &self,
         stream: &Stream,
@@ -321,26 +209,28 @@ impl Kernels {
         [a, b]: [Matrix; 2],
         tensors: &[(&str, Matrix)],
         rest: &[&dyn Parameter],
+        more_bytes: u64,
     ) -> Result<Work> {
         let checks = Checks(entry);
         let shape = Shape::of(checks, orientation, a, b)?;
-        let (map_a, map_b) = operand_maps(checks, orientation, a, b)?;
+        let element_bytes = 2 * tensors.len() as u64 + more_bytes;
+        let (tile, ctas) = if entry.contains("_symmetric") {
+            (Tile::Square, triangle(shape.n) * shape.batches)
+        } else {
+            self.tile(entry, shape, element_bytes)
+        };
+        let (map_a, map_b) = operand_maps(checks, orientation, tile, a, b)?;
         let maps = tensors
             .iter()
             .map(|(argument, matrix)| output_map(checks, argument, shape, *matrix))
             .collect::<Result<Vec<_>>>()?;
         let ints = shape.ints(checks)?;
-        let (tile, ctas) = if entry.contains("_symmetric") {
-            (Tile::Square, triangle(shape.n) * shape.batches)
-        } else {
-            self.tile(shape)
-        };
         let mut parameters: Vec<&dyn Parameter> = vec![&map_a, &map_b];
         parameters.extend(maps.iter().map(|map| map as &dyn Parameter));
         parameters.extend(ints.iter().map(|size| size as &dyn Parameter));
         parameters.extend(rest);
         self.gemm_launch(stream, entry, tile, ctas, &parameters)?;
-        Ok(shape.work(2 * tensors.len() as u64))
+        Ok(shape.work(element_bytes))
     }
 
     /// The same for products that read and write nothing else of their size.
@@ -353,7 +243,7 @@ impl Kernels {
         tensors: &[(&str, Matrix)],
         rest: &[&dyn Parameter],
     ) -> Result<Work> {
-        let work = self.launch_product(stream, entry, orientation, operands, tensors, rest)?;
+        let work = self.launch_product(stream, entry, orientation, operands, tensors, rest, 0)?;
         self.done(work)
     }
 
@@ -568,15 +458,15 @@ impl Kernels {
         let parts = checks.int("parts of dots", parts)?;
         checks.limit(a.batches == 1, || format!("{} batches", a.batches))?;
         let scale = RowScale::parameter(Some(scale), checks, out.rows)?;
-        let mut work = self.launch_product(
+        let work = self.launch_product(
             stream,
             entry,
             Orientation::Nn,
             [a, weight],
             &[("out", out), ("aux", aux)],
             &[&x, &scale, &dots, &parts],
+            2, // x
         )?;
-        work.bytes += 2 * out.rows * out.columns; // x
         self.done(work)
     }
 
@@ -634,7 +524,11 @@ impl Kernels {
         checks.limit(shape.n.is_multiple_of(2), || {
             format!("n = {} is odd", shape.n)
         })?;
-        let (map_a, map_b) = operand_maps(checks, orientation, a, b)?;
+        let tile = self
+            .tile
+            .filter(|tile| *tile != Tile::Quad)
+            .unwrap_or_else(|| Tile::of_split(shape.m, shape.n));
+        let (map_a, map_b) = operand_maps(checks, orientation, tile, a, b)?;
         checks.array(
             "partial",
             partial,
@@ -643,14 +537,11 @@ impl Kernels {
         )?;
         let [m, n, k, batches] = shape.ints(checks)?;
         let (splits_int, each_int) = (splits as i32, each as i32);
-        let tile = self
-            .tile
-            .unwrap_or_else(|| Tile::of_split(shape.m, shape.n));
         self.gemm_launch(
             stream,
             entry,
             tile,
-            tile.facts().count(shape.m, shape.n) * shape.batches * splits,
+            tile.count(shape.m, shape.n) * shape.batches * splits,
             &[
                 &map_a,
                 &map_b,

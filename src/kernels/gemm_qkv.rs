@@ -36,7 +36,14 @@ impl Kernels {
                 )
             },
         )?;
-        let (map_a, map_b) = operand_maps(checks, Orientation::Nt, x, weight)?;
+        let published = operands.rope_dims == 16;
+        let (entry, (tile, ctas)) = if published {
+            (checks.0, self.tile(checks.0, product, 2))
+        } else {
+            let count = Tile::Square.count(rows, columns);
+            ("gemm_nt_qkv_any_pairs", (Tile::Square, count))
+        };
+        let (map_a, map_b) = operand_maps(checks, Orientation::Nt, tile, x, weight)?;
         let map =
             |argument, pointer, width| Matrix::new(pointer, rows, width).map(checks, argument, 64);
         let out = map("ready", operands.ready, shape.columns())?;
@@ -52,17 +59,6 @@ impl Kernels {
         let scale = RowScale::parameter(scale, checks, rows)?;
         let store_raw = i32::from(operands.v_raw.is_some());
         let [m, n, k, batches] = product.ints(checks)?;
-        let published = operands.rope_dims == 16;
-        let (tile, ctas) = if published {
-            self.tile(product)
-        } else {
-            (Tile::Square, Tile::Square.count(rows, columns))
-        };
-        let entry = if published {
-            checks.0
-        } else {
-            "gemm_nt_qkv_any_pairs"
-        };
         self.gemm_launch(
             stream,
             entry,

@@ -41,14 +41,21 @@ fn ctas(vocabulary: u64) -> u64 {
         .min(MOST_CTAS)
 }
 
+/// CTAs of a cluster of a kernel with clusters.
+pub(super) fn cluster(entry: &str) -> Option<u32> {
+    match entry {
+        "head_loss_1" | "head_score_1" => Some(1),
+        "head_loss_2" | "head_score_2" => Some(2),
+        "head_loss_4" | "head_score_4" => Some(4),
+        "head_loss_8" | "head_score_8" => Some(8),
+        _ => None,
+    }
+}
+
 /// Dynamic shared memory of the kernels: `HeadShared` in the kernel file.
 pub fn shared_bytes(entry: &str) -> u32 {
-    let ctas = match entry {
-        "head_loss_1" | "head_score_1" => 1,
-        "head_loss_2" | "head_score_2" => 2,
-        "head_loss_4" | "head_score_4" => 4,
-        "head_loss_8" | "head_score_8" => 8,
-        _ => return 0,
+    let Some(ctas) = cluster(entry) else {
+        return 0;
     };
     with_alignment(4 * (16384 + 32768) + 2 * 8192 + 2 * 2 * ctas * 64 * 4 + 2 * 4 * 4 + 12 * 8)
 }
@@ -235,11 +242,9 @@ impl Kernels {
         parameters: &[&dyn Parameter],
     ) -> Result<()> {
         let ctas = ctas(head.table.rows);
-        let clusters = (u64::from(self.multiprocessors) / ctas)
-            .max(1)
-            .min(head.hidden.rows.div_ceil(ROWS));
         let entry = format!("{kind}_{ctas}");
-        let grid = [(clusters * ctas) as u32, 1, 1];
+        let most = head.hidden.rows.div_ceil(ROWS) * ctas;
+        let grid = [self.resident(&entry, ctas).min(most) as u32, 1, 1];
         self.launch(stream, &entry, grid, 384, shared_bytes(&entry), parameters)
     }
 }

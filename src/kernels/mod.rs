@@ -27,6 +27,7 @@ pub mod quantize;
 pub mod row_scale;
 pub mod sampling;
 pub mod step_values;
+pub mod tile;
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -122,6 +123,8 @@ pub const FILES: [&str; 15] = [
 #[derive(Clone, Debug)]
 pub struct Kernels {
     functions: Arc<HashMap<&'static str, Function>>,
+    /// Clusters that the device runs at once, of the kernels that are persistent and have clusters.
+    clusters: Arc<HashMap<&'static str, u32>>,
     /// Keep the functions valid.
     _modules: Arc<Vec<Module>>,
     multiprocessors: u32,
@@ -137,7 +140,7 @@ impl Kernels {
 
     /// Loads some of the files; launching a kernel of another one is an error.
     pub fn load_files(files: &[&str]) -> Result<Self> {
-        let mut functions = HashMap::new();
+        let (mut functions, mut clusters) = (HashMap::new(), HashMap::new());
         let mut modules = Vec::new();
         for name in files {
             let module = Module::load(name)?;
@@ -147,12 +150,17 @@ impl Kernels {
                 if shared > 48 * 1024 {
                     function.allow_dynamic_shared(shared)?;
                 }
+                if let Some(size) = cluster(entry) {
+                    let launch = Launch::new([size, 1, 1], [CLUSTER_THREADS, 1, 1]).shared(shared);
+                    clusters.insert(*entry, launch.clusters_at_once(&function)?);
+                }
                 functions.insert(*entry, function);
             }
             modules.push(module);
         }
         Ok(Self {
             functions: Arc::new(functions),
+            clusters: Arc::new(clusters),
             _modules: Arc::new(modules),
             multiprocessors: multiprocessors()?,
             tile: None,
@@ -172,6 +180,16 @@ impl Kernels {
             multiprocessors,
             ..self.clone()
         }
+    }
+
+    /// CTAs of the persistent grid of a kernel with clusters of this size: what runs at once, as the driver says. One cluster more would run
+    /// when all others have ended, and the launch take twice as long.
+    fn resident(&self, entry: &str, cluster: u64) -> u64 {
+        let clusters = match self.clusters.get(entry) {
+            Some(clusters) if self.tile.is_none() => u64::from(*clusters),
+            _ => u64::from(self.multiprocessors) / cluster,
+        };
+        clusters.max(1) * cluster
     }
 
     fn launch(
@@ -217,6 +235,19 @@ pub fn dynamic_shared(entry: &str) -> u32 {
     } else {
         head_loss::shared_bytes(entry)
     }
+}
+
+/// Threads of the kernels that [`cluster`] names.
+const CLUSTER_THREADS: u32 = 384;
+
+/// CTAs of a cluster of a persistent kernel that has clusters.
+fn cluster(entry: &str) -> Option<u32> {
+    if entry.starts_with("gemm_") {
+        gemm::cluster(entry)
+    } else {
+        head_loss::cluster(entry)
+    }
+    .filter(|size| *size > 1)
 }
 
 /// Shared memory to ask for so that `bytes`, rounded up to their alignment of 1024, fit behind a base that is aligned to less.

@@ -1,4 +1,5 @@
-use birdie::kernels::gemm::{Orientation, SplitReduce, Tile, splits};
+use birdie::driver::modules::kernel_file;
+use birdie::kernels::gemm::{Orientation, Shape, SplitReduce, Tile, splits};
 use birdie::kernels::{Kernels, Matrix};
 
 use crate::device::Gpu;
@@ -85,9 +86,19 @@ impl Case {
     }
 }
 
-/// The kernels with each tile, for a device with more and with fewer multiprocessors than tiles.
-pub fn tiles(gpu: &Gpu) -> [(Tile, Kernels); 2] {
-    [(Tile::Square, 4), (Tile::Wide, 6)].map(|(tile, sms)| (tile, gpu.kernels.with_tile(tile, sms)))
+/// The kernels with each tile that `entry` has, for a device with more and with fewer multiprocessors than tiles.
+pub fn tiles(gpu: &Gpu, entry: &str) -> Vec<(Tile, Kernels)> {
+    let all = [(Tile::Square, 4), (Tile::Wide, 6), (Tile::Quad, 8)];
+    all.into_iter()
+        .filter(|(tile, _)| has(*tile, entry))
+        .map(|(tile, sms)| (tile, gpu.kernels.with_tile(tile, sms)))
+        .collect()
+}
+
+fn has(tile: Tile, entry: &str) -> bool {
+    let name = format!("{entry}{}", tile.suffix());
+    let file = kernel_file("gemm").expect("a file of cuda/");
+    file.entries.contains(&name.as_str())
 }
 
 /// batches, m, n, k: the smallest, edges in every direction, more k-blocks than stages, several tiles per CTA, batches.
@@ -106,8 +117,12 @@ pub const SHAPES: [[u64; 4]; 8] = [
 #[test]
 fn bf16_products() {
     let gpu = Gpu::new();
-    for (tile, kernels) in &tiles(&gpu) {
-        for orientation in [Orientation::Nt, Orientation::Nn, Orientation::Tn] {
+    for (orientation, entry) in [
+        (Orientation::Nt, "gemm_nt_bf16"),
+        (Orientation::Nn, "gemm_nn_bf16"),
+        (Orientation::Tn, "gemm_tn_bf16"),
+    ] {
+        for (tile, kernels) in &tiles(&gpu, entry) {
             for (i, shape) in SHAPES.into_iter().enumerate() {
                 let case = Case::new(i as u64, orientation, shape);
                 let (a, b) = (gpu.bf16(&case.a), gpu.bf16(&case.b));
@@ -139,8 +154,11 @@ fn bf16_products() {
 #[test]
 fn add_epilogue() {
     let gpu = Gpu::new();
-    for (tile, kernels) in &tiles(&gpu) {
-        for orientation in [Orientation::Nt, Orientation::Nn] {
+    for (orientation, entry) in [
+        (Orientation::Nt, "gemm_nt_add_bf16"),
+        (Orientation::Nn, "gemm_nn_add_bf16"),
+    ] {
+        for (tile, kernels) in &tiles(&gpu, entry) {
             for (i, shape) in SHAPES.into_iter().enumerate() {
                 let case = Case::new(10 + i as u64, orientation, shape);
                 let [batches, m, n, _] = shape;
@@ -184,7 +202,7 @@ fn add_epilogue() {
 #[test]
 fn activation_and_its_derivative() {
     let gpu = Gpu::new();
-    for (tile, kernels) in &tiles(&gpu) {
+    for (tile, kernels) in &tiles(&gpu, "gemm_nt_leaky2") {
         for (i, shape) in SHAPES.into_iter().enumerate() {
             let [batches, m, n, _] = shape;
             let matrix = |p| Matrix::batch(p, batches, m, n);
@@ -255,7 +273,7 @@ fn activation_and_its_derivative() {
 #[test]
 fn split_sums_and_their_reduction() {
     let gpu = Gpu::new();
-    for (tile, kernels) in &tiles(&gpu) {
+    for (tile, kernels) in &tiles(&gpu, "gemm_tn_f32") {
         for orientation in [Orientation::Nn, Orientation::Tn] {
             for (i, (shape, splits)) in [
                 ([1, 64, 64, 64], 1),
@@ -453,28 +471,68 @@ fn bits_depend_on_shapes_alone() {
 #[test]
 fn tiles_of_the_recipes() {
     let tokens = 98_304;
-    for (n, k) in [
-        (1024, 512),
-        (512, 512),
-        (1536, 512),
-        (512, 1536),
-        (512, 1024),
+    let shape = |m, n, k, batches| Shape { m, n, k, batches };
+    for (n, k, bytes, tile, why) in [
+        (
+            1024,
+            512,
+            2,
+            Tile::Quad,
+            "q, k, v: L2 is the bound of wide tiles",
+        ),
+        (1536, 512, 4, Tile::Quad, "MLP up, two results: L2"),
+        (
+            512,
+            1536,
+            6,
+            Tile::Quad,
+            "MLP up's data gradient, two tensors read: L2",
+        ),
+        (512, 1536, 4, Tile::Quad, "MLP down: L2 by a little"),
+        (
+            512,
+            512,
+            2,
+            Tile::Quad,
+            "data gradient of the output projection: L2",
+        ),
+        (512, 512, 4, Tile::Wide, "output projection: memory"),
+        (
+            512,
+            1024,
+            2,
+            Tile::Wide,
+            "data gradient of q, k, v: tensor cores",
+        ),
     ] {
-        assert_eq!(Tile::of(tokens, n, 1), Tile::Wide, "{n} x {k}");
-        let l2 = |tile: Tile| tile.l2_bytes(tokens, n, k, 1);
-        assert_eq!(l2(Tile::Square), 2 * l2(Tile::Wide));
+        let shape = shape(tokens, n, k, 1);
+        assert_eq!(Tile::of(shape, bytes, true), tile, "{n} x {k}: {why}");
+        assert_eq!(Tile::of(shape, bytes, false), Tile::Wide, "{n} x {k}");
+        let [wide, quad, square] =
+            [Tile::Wide, Tile::Quad, Tile::Square].map(|t| t.l2_bytes(shape));
+        assert_eq!((square, 4 * quad), (2 * wide, 3 * wide));
     }
-    assert_eq!(
-        Tile::of(tokens, 64, 1),
-        Tile::Square,
-        "wide tiles would multiply zeros"
-    );
-    assert_eq!(Tile::of(2048, 128, 1), Tile::Square);
-    assert_eq!(
-        Tile::of(512, 512, 6),
-        Tile::Square,
-        "96 tiles in one wave of short ones"
-    );
+    for (shape, tile, why) in [
+        (
+            shape(tokens, 64, 512, 1),
+            Tile::Square,
+            "wide tiles would multiply zeros",
+        ),
+        (shape(2048, 128, 512, 1), Tile::Square, "likewise"),
+        (
+            shape(512, 512, 512, 6),
+            Tile::Square,
+            "96 tiles in one wave of short ones",
+        ),
+        (shape(4096, 512, 512, 1), Tile::Wide, "one wave of either"),
+        (
+            shape(1536, 512, 512, 11),
+            Tile::Wide,
+            "two waves; quad tiles would take three",
+        ),
+    ] {
+        assert_eq!(Tile::of(shape, 4, true), tile, "{shape:?}: {why}");
+    }
     // Weight gradients: a wave of up to 132.
     for ((m, n), parts) in [
         ((1024, 512), 8),

@@ -5,6 +5,7 @@
 //! These tests talk to the emulator itself, not to a driver: a launch that fails leaves nothing behind.
 
 use birdie::driver::modules::kernel_file;
+use birdie::kernels::gemm::Tile;
 use birdie_emulator::device::{Device, LaunchConfig, Policy, Settings};
 use birdie_emulator::tensor_map::{
     ElementType, Interleave, L2Promotion, OobFill, Swizzle, TensorMap,
@@ -103,7 +104,7 @@ fn map(matrix: u64, [rows, pitch]: [u64; 2], [start, columns]: [u64; 2], box_row
     .to_vec()
 }
 
-/// What a product's entry point is, told by its name: `gemm_ORIENTATION_EPILOGUE[_wide]`.
+/// What a product's entry point is, told by its name: `gemm_ORIENTATION_EPILOGUE[_wide|_quad]`.
 #[derive(Clone, Copy)]
 struct Product(&'static str);
 
@@ -112,31 +113,37 @@ impl Product {
         self.0.contains(part)
     }
 
-    fn wide(self) -> bool {
-        self.0.ends_with("_wide")
+    fn tile(self) -> Tile {
+        Tile::of_entry(self.0)
+    }
+
+    /// Rows of A that a CTA loads at a time where k is contiguous. Of B they are 128.
+    fn rows_of_a(self) -> u32 {
+        if self.tile() == Tile::Quad { 64 } else { 128 }
     }
 
     /// An operand, as its map: rows of k elements, or k rows of `outer` elements.
     fn operand(
-        self,
         device: &Device,
         random: &mut Random,
         k_rows: bool,
-        outer: u64,
-        k: u64,
+        [outer, k]: [u64; 2],
+        rows: u32,
     ) -> Vec<u8> {
         let matrix = bf16(device, random, outer * k);
         if k_rows {
             map(matrix, [k, outer], [0, outer], 64)
         } else {
-            map(matrix, [outer, k], [0, k], 128)
+            map(matrix, [outer, k], [0, k], rows)
         }
     }
 
     fn parameters(self, device: &Device, [m, n, k]: [u64; 3]) -> Vec<u8> {
         let mut random = Random::new(1);
-        let mut bytes = self.operand(device, &mut random, self.has("_tn_"), m, k);
-        bytes.extend(self.operand(device, &mut random, !self.has("_nt_"), n, k));
+        let (k_rows, rows) = (self.has("_tn_"), self.rows_of_a());
+        let mut bytes = Self::operand(device, &mut random, k_rows, [m, k], rows);
+        let k_rows = !self.has("_nt_");
+        bytes.extend(Self::operand(device, &mut random, k_rows, [n, k], 128));
         let to_f32 = self.has("_f32");
         if to_f32 {
             bytes.extend(upload(device, &vec![0f32; (m * n) as usize]).to_le_bytes());
@@ -184,13 +191,13 @@ impl Product {
         bytes
     }
 
-    /// On two CTAs, or two clusters of two; more k-blocks than stages over the tiles of a CTA.
+    /// On two CTAs, two clusters of two, or a cluster of four; more k-blocks than stages over the tiles of a CTA.
     fn case(self, sizes: [u64; 3]) -> Case {
         Case {
             file: "gemm",
             entry: self.0,
-            grid: if self.wide() { 4 } else { 2 },
-            cluster: if self.wide() { 2 } else { 1 },
+            grid: if self.tile() == Tile::Square { 2 } else { 4 },
+            cluster: self.tile().cluster() as u32,
             shared: birdie::kernels::gemm::shared_bytes(self.0),
             parameters: Box::new(move |device| self.parameters(device, sizes)),
             unfound: &[FENCE, LEAD],
@@ -198,17 +205,26 @@ impl Product {
     }
 
     fn check(self) {
-        let sizes = if self.wide() { WIDE } else { SQUARE };
+        let sizes = match self.tile() {
+            Tile::Square => SQUARE,
+            Tile::Wide | Tile::Quad => WIDE,
+        };
         every_removal_is_found(&self.case(sizes));
     }
 }
 
 /// Operands of the QKV product with all that its epilogue can do: value embedding, value mix, raw values. Two query heads per key head.
-fn qkv_parameters(device: &Device, [m, n, k]: [u64; 3], pairs: u64) -> Vec<u8> {
+fn qkv_parameters(
+    device: &Device,
+    entry: &'static str,
+    [m, n, k]: [u64; 3],
+    pairs: u64,
+) -> Vec<u8> {
     let mut random = Random::new(3);
     let (kv_heads, tokens, vocabulary) = (n / 256, 100, 10);
     let (heads, width) = (2 * kv_heads, 64 * kv_heads);
-    let mut bytes = map(bf16(device, &mut random, m * k), [m, k], [0, k], 128);
+    let rows = Product(entry).rows_of_a();
+    let mut bytes = map(bf16(device, &mut random, m * k), [m, k], [0, k], rows);
     bytes.extend(map(bf16(device, &mut random, n * k), [n, k], [0, k], 128));
     // What attention reads, raw values, and gates that there are none of.
     for columns in [n, width, n] {
@@ -414,7 +430,7 @@ const LEAD: (&str, usize) = ("bar.sync", 1);
 
 /// Four square tiles on two CTAs.
 const SQUARE: [u64; 3] = [256, 256, 384];
-/// Four wide tiles, in rows of two, on two clusters.
+/// Four wide tiles, in rows of two, on two clusters; two quad tiles on one.
 const WIDE: [u64; 3] = [512, 512, 256];
 
 #[test]
@@ -493,40 +509,69 @@ fn gemm_wide_activation_gradient() {
 }
 
 #[test]
+fn gemm_quad_store() {
+    Product("gemm_nn_bf16_quad").check();
+}
+
+#[test]
+fn gemm_quad_add() {
+    Product("gemm_nt_add_bf16_quad").check();
+}
+
+#[test]
+fn gemm_quad_add_squares() {
+    Product("gemm_nt_add_squares_bf16_quad").check();
+}
+
+#[test]
+fn gemm_quad_add_norm() {
+    Product("gemm_nn_add_norm_bf16_quad").check();
+}
+
+#[test]
+fn gemm_quad_activation() {
+    Product("gemm_nt_leaky2_quad").check();
+}
+
+#[test]
+fn gemm_quad_activation_gradient() {
+    Product("gemm_nn_dleaky2_quad").check();
+}
+
+#[test]
 fn gemm_wide_partial_sums() {
     Product("gemm_tn_f32_wide").check();
+}
+
+/// With 20 pairs a box of q or k goes through shared memory too, where a column and its partner belong to different lanes.
+fn check_qkv(entry: &'static str, sizes: [u64; 3], pairs: u64) {
+    every_removal_is_found(&Case {
+        file: "gemm_qkv",
+        parameters: Box::new(move |device| qkv_parameters(device, entry, sizes, pairs)),
+        unfound: &[FENCE, LEAD],
+        ..Product(entry).case(sizes)
+    });
 }
 
 // One tile of a row is all v heads, so that every box takes every way.
 #[test]
 fn gemm_qkv() {
-    every_removal_is_found(&Case {
-        file: "gemm_qkv",
-        parameters: Box::new(|device| qkv_parameters(device, [256, 512, 384], 8)),
-        unfound: &[FENCE, LEAD],
-        ..Product("gemm_nt_qkv").case(SQUARE)
-    });
+    check_qkv("gemm_nt_qkv", [256, 512, 384], 8);
 }
 
-/// 20 pairs: a box of q or k goes through shared memory too, where a column and its partner belong to different lanes.
 #[test]
 fn gemm_qkv_any_pairs() {
-    every_removal_is_found(&Case {
-        file: "gemm_qkv",
-        parameters: Box::new(|device| qkv_parameters(device, [256, 512, 384], 20)),
-        unfound: &[FENCE, LEAD],
-        ..Product("gemm_nt_qkv_any_pairs").case(SQUARE)
-    });
+    check_qkv("gemm_nt_qkv_any_pairs", [256, 512, 384], 20);
 }
 
 #[test]
 fn gemm_qkv_wide() {
-    every_removal_is_found(&Case {
-        file: "gemm_qkv",
-        parameters: Box::new(|device| qkv_parameters(device, [512, 1024, 256], 8)),
-        unfound: &[FENCE, LEAD],
-        ..Product("gemm_nt_qkv_wide").case(WIDE)
-    });
+    check_qkv("gemm_nt_qkv_wide", [512, 1024, 256], 8);
+}
+
+#[test]
+fn gemm_qkv_quad() {
+    check_qkv("gemm_nt_qkv_quad", [256, 1024, 256], 8);
 }
 
 #[test]

@@ -375,7 +375,7 @@ fn both_ways_in_every_mode() {
     for (i, case) in CASES.into_iter().enumerate() {
         let p = Problem::new(&gpu, case, 500 + i as u64);
         let keeps_raw = case.mode != 0 || i % 2 == 0;
-        for (tile, multiprocessors) in [(Tile::Square, 3), (Tile::Wide, 4)] {
+        for (tile, multiprocessors) in [(Tile::Square, 3), (Tile::Wide, 4), (Tile::Quad, 8)] {
             let kernels = gpu.kernels.with_tile(tile, multiprocessors);
             let device = OnDevice::new(&gpu, &p);
             let operands = device.operands(&p, keeps_raw);

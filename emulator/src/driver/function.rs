@@ -365,10 +365,9 @@ pub unsafe fn max_active_clusters(
         .unwrap_or([1, 1, 1])
         .iter()
         .product();
-    let blocks =
-        kernel.blocks_per_sm(threads, launch.dynamic_shared) * guard.config.settings.sm_count;
-    // A GPC of the device has up to 18 SMs; here all SMs count as one GPC.
-    put(out, (blocks / cluster.max(1)) as i32)
+    let per_sm = kernel.blocks_per_sm(threads, launch.dynamic_shared);
+    let clusters = guard.config.settings.clusters_at_once(per_sm, cluster);
+    put(out, clusters as i32)
 }
 
 /// The limits on a launch: those of the program, and those that attributes of the function set.

@@ -425,7 +425,8 @@ impl Launch<'_> {
             .program
             .ctas_per_sm(threads, self.config.dynamic_shared);
         let per_cluster = self.config.cluster.iter().product::<u32>();
-        let resident = (per_sm * self.device.settings.sm_count / per_cluster).max(1);
+        let settings = &self.device.settings;
+        let resident = settings.clusters_at_once(per_sm, per_cluster).max(1);
         let resident = u64::from(resident).min(total);
         let mut group = Group::new(self, !self.seed, self.steps());
         let order = self.start_order(total);

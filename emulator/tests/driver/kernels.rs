@@ -162,6 +162,33 @@ fn clusters_come_as_an_attribute() {
     );
 }
 
+/// Of four SMs, which are one GPC, each holds two blocks of 1024 threads.
+#[test]
+fn clusters_that_run_at_once_are_told() {
+    let _context = Context::new();
+    let fail = function(module(), c"fail");
+    for (cluster, at_once) in [(1u32, 8), (2, 4), (3, 2), (4, 2), (8, 1)] {
+        let mut value = [0u32; 16];
+        value[..3].copy_from_slice(&[cluster, 1, 1]);
+        let attribute = LaunchAttribute {
+            id: 4,
+            pad: 0,
+            value,
+        };
+        let config = LaunchConfigEx {
+            grid: [cluster, 1, 1],
+            block: [1024, 1, 1],
+            shared: 0,
+            stream: 0,
+            attributes: &raw const attribute,
+            count: 1,
+        };
+        let mut clusters = -1;
+        ok!(cuOccupancyMaxActiveClusters(&mut clusters, fail, &config));
+        assert_eq!(clusters, at_once, "clusters of {cluster}");
+    }
+}
+
 #[test]
 fn a_fault_is_found_later_and_stays() {
     let context = Context::new();
