@@ -367,7 +367,8 @@ pub unsafe fn max_active_clusters(
         .product();
     let per_sm = kernel.blocks_per_sm(threads, launch.dynamic_shared);
     let clusters = guard.config.settings.clusters_at_once(per_sm, cluster);
-    put(out, clusters as i32)
+    // A device with fewer SMs than a real one runs a cluster that is too large for them all the same.
+    put(out, clusters.max(per_sm.min(1)) as i32)
 }
 
 /// The limits on a launch: those of the program, and those that attributes of the function set.

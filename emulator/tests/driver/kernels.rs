@@ -162,12 +162,16 @@ fn clusters_come_as_an_attribute() {
     );
 }
 
-/// Of four SMs, which are one GPC, each holds two blocks of 1024 threads.
+/// Of four SMs, which are one GPC, each holds two blocks of 1024 threads, one with so much shared memory, and none with more than there is.
 #[test]
 fn clusters_that_run_at_once_are_told() {
     let _context = Context::new();
     let fail = function(module(), c"fail");
-    for (cluster, at_once) in [(1u32, 8), (2, 4), (3, 2), (4, 2), (8, 1)] {
+    let large =
+        [(1, 4), (2, 2), (4, 1), (8, 1)].map(|(cluster, at_once)| (cluster, 120 << 10, at_once));
+    let small =
+        [(1, 8), (2, 4), (3, 2), (4, 2), (8, 1)].map(|(cluster, at_once)| (cluster, 0, at_once));
+    for (cluster, shared, at_once) in small.into_iter().chain(large).chain([(1, 300 << 10, 0)]) {
         let mut value = [0u32; 16];
         value[..3].copy_from_slice(&[cluster, 1, 1]);
         let attribute = LaunchAttribute {
@@ -178,14 +182,14 @@ fn clusters_that_run_at_once_are_told() {
         let config = LaunchConfigEx {
             grid: [cluster, 1, 1],
             block: [1024, 1, 1],
-            shared: 0,
+            shared,
             stream: 0,
             attributes: &raw const attribute,
             count: 1,
         };
         let mut clusters = -1;
         ok!(cuOccupancyMaxActiveClusters(&mut clusters, fail, &config));
-        assert_eq!(clusters, at_once, "clusters of {cluster}");
+        assert_eq!(clusters, at_once, "clusters of {cluster}, {shared} bytes");
     }
 }
 
