@@ -10,6 +10,7 @@
 //                          dx = (scale) du + extra;  dskip = skip_weight du
 //                          sums over rows: m0: dx_in u, m1: dx_in x0, then skip_weight: du skip, or scale: du x and bias: du
 //      column_sum          out[c] (+)= factor sum_g partial[g][c]
+//    mix_norm_forward is the first block's alone: those of later blocks are the epilogue of the product before them (gemm_mix.cu).
 //
 // 2. Operands: rows bf16 [N, d]; per-channel parameters f32 [d] (resid_mix [2, d]); squares f32 [N]; partial f32 [G, P d], P = 2, 3 or 4.
 //
@@ -27,6 +28,7 @@
 //
 // 7. Limits: d a multiple of 8 (of 64 in the engine), at most 2048.
 // 8. Machine code (ptxas 13.0): registers: 26..237, shared: 0..16,384 bytes
+#include "mix.cuh"
 #include "row.cuh"
 
 namespace birdie {
@@ -74,9 +76,6 @@ struct MixParameters {
   const float *skip_weight, *scale, *bias, *resid_mix;
 };
 
-// What enters the mix: Plain u = x, Skip u = x + a skip, Recycle u = a x + b.
-enum class Entry { Plain, Skip, Recycle };
-
 template <typename Shape, Entry ENTRY>
 __device__ __forceinline__ void mix_norm_forward(const bf16 *x, const bf16 *x0, const MixParameters &p, bf16 *x_in, float *squares,
                                                  i32 rows, i32 d) {
@@ -92,11 +91,12 @@ __device__ __forceinline__ void mix_norm_forward(const bf16 *x, const bf16 *x0, 
     slot.load(u, x, row, live);
     if constexpr (ENTRY == Entry::Skip) {
       slot.load(other, p.skip, row, live);
-      each_channel<Shape>([&](int c, int i) { u.x[c][i] += a.x[c][i] * other.x[c][i]; });
+      each_channel<Shape>([&](int c, int i) { u.x[c][i] = enter_skip(u.x[c][i], a.x[c][i], other.x[c][i]); });
     }
-    if constexpr (ENTRY == Entry::Recycle) each_channel<Shape>([&](int c, int i) { u.x[c][i] = a.x[c][i] * u.x[c][i] + b.x[c][i]; });
+    if constexpr (ENTRY == Entry::Recycle)
+      each_channel<Shape>([&](int c, int i) { u.x[c][i] = enter_recycle(u.x[c][i], a.x[c][i], b.x[c][i]); });
     slot.load(other, x0, row, live);
-    each_channel<Shape>([&](int c, int i) { u.x[c][i] = round_bf16(m0.x[c][i] * u.x[c][i] + m1.x[c][i] * other.x[c][i]); });
+    each_channel<Shape>([&](int c, int i) { u.x[c][i] = round_bf16(mix_streams(m0.x[c][i], u.x[c][i], m1.x[c][i], other.x[c][i])); });
     if (live) slot.store(u, x_in, row);
     const float sum = slot.dot(u, u);
     if (live && slot.lane() == 0) squares[row] = sum;
@@ -132,10 +132,12 @@ __device__ __forceinline__ void mix_norm_backward(const bf16 *x, const bf16 *x0,
     u = value;
     if constexpr (ENTRY == Entry::Skip) {
       slot.load(skip, p.skip, row, live);
-      each_channel<Shape>([&](int c, int i) { u.x[c][i] += a.x[c][i] * skip.x[c][i]; });
+      each_channel<Shape>([&](int c, int i) { u.x[c][i] = enter_skip(u.x[c][i], a.x[c][i], skip.x[c][i]); });
     }
-    if constexpr (ENTRY == Entry::Recycle) each_channel<Shape>([&](int c, int i) { u.x[c][i] = a.x[c][i] * u.x[c][i] + b.x[c][i]; });
-    each_channel<Shape>([&](int c, int i) { x_in.x[c][i] = round_bf16(m0.x[c][i] * u.x[c][i] + m1.x[c][i] * first.x[c][i]); });
+    if constexpr (ENTRY == Entry::Recycle)
+      each_channel<Shape>([&](int c, int i) { u.x[c][i] = enter_recycle(u.x[c][i], a.x[c][i], b.x[c][i]); });
+    each_channel<Shape>(
+        [&](int c, int i) { x_in.x[c][i] = round_bf16(mix_streams(m0.x[c][i], u.x[c][i], m1.x[c][i], first.x[c][i])); });
 
     slot.load(e, g.scaled, row, live);
     norm_gradient(slot, x_in, e);

@@ -26,6 +26,9 @@ pub enum Orientation {
 /// Dynamic shared memory of an entry point: `Variant` and `GemmShared` in the kernel file.
 pub fn shared_bytes(entry: &str) -> u32 {
     let wide = Tile::of_entry(entry).columns() == 256;
+    if entry.contains("_mix") {
+        return super::gemm_mix::shared_bytes(wide);
+    }
     let symmetric = entry.contains("_symmetric");
     let aux = entry.contains("_add_") || entry.contains("_dleaky2");
     let (stages, stage) = match (wide, aux) {

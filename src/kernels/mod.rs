@@ -17,6 +17,7 @@ pub mod attention_output;
 pub mod clip_search;
 pub mod embedding;
 pub mod gemm;
+pub mod gemm_mix;
 pub mod gemm_qkv;
 pub mod head_loss;
 pub mod muon;
@@ -101,7 +102,7 @@ pub const MOST_VOCABULARY: u64 = 4096;
 pub const MOST_BUCKETS: u64 = 12_288;
 
 /// The kernel files, in the order in which they are loaded.
-pub const FILES: [&str; 15] = [
+pub const FILES: [&str; 16] = [
     "adam",
     "attention_backward",
     "attention_decode",
@@ -110,6 +111,7 @@ pub const FILES: [&str; 15] = [
     "clip_search",
     "embedding",
     "gemm",
+    "gemm_mix",
     "gemm_qkv",
     "head_loss",
     "muon",

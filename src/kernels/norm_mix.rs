@@ -27,7 +27,7 @@ impl Entry {
     }
 
     /// skip, skip_weight, scale, bias.
-    fn pointers(self) -> [u64; 4] {
+    pub(super) fn pointers(self) -> [u64; 4] {
         match self {
             Self::Plain => [0; 4],
             Self::Skip { skip, weight } => [skip.address, weight.address, 0, 0],
@@ -63,7 +63,7 @@ pub struct Mix {
 }
 
 impl Mix {
-    fn check(&self, checks: Checks) -> Result<(u64, &'static str)> {
+    pub(super) fn check(&self, checks: Checks) -> Result<(u64, &'static str)> {
         let shape = row_shape(checks, self.d)?;
         checks.limit(self.rows > 0, || "no rows".into())?;
         checks.array("x", self.x, 2, &[self.rows, self.d])?;

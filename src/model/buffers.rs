@@ -88,9 +88,11 @@ impl Projected {
 /// What the backward of one layer pass reads.
 #[derive(Debug, Clone, Copy)]
 pub struct PassActivations {
-    /// The residual stream that enters attention `[N, d]`, and the sums of squares of its rows f32 `[1, N]`.
+    /// The residual stream that enters attention `[N, d]`, and the sums of squares of its rows f32 `[parts, N]`.
     pub x_in: Tensor,
     pub x_in_squares: Tensor,
+    /// Of the first pass 1, from a kernel of its own; of later ones as many as the product of the pass before leaves.
+    pub x_in_parts: usize,
     /// What attention reads `[N, C]`.
     pub qkv_ready: Tensor,
     /// What normed the heads of q and k f32 `[N, R]`, R a multiple of 4.
@@ -297,7 +299,12 @@ impl Activations {
                     &[n, columns],
                 )
             };
+            let x_in_parts = match index {
+                0 => 1,
+                _ => square_parts(d as u64) as usize,
+            };
             PassActivations {
+                x_in_parts,
                 x_in: bf16("x into attention", d),
                 qkv_ready: bf16("qkv", config.qkv_columns()),
                 v_raw: config
@@ -319,7 +326,7 @@ impl Activations {
                 x_in_squares: reserve(
                     format!("pass {index}: squares into attention"),
                     Element::F32,
-                    &[n],
+                    &[x_in_parts, n],
                 ),
                 x1_squares: reserve(
                     format!("pass {index}: squares after attention"),

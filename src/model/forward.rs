@@ -11,7 +11,6 @@ use crate::arena::Tensor;
 use crate::kernels::attention_forward::{AttentionForward, Gate};
 use crate::kernels::attention_output::AttentionOutput;
 use crate::kernels::embedding::{Bigram, Embedding};
-use crate::kernels::gemm::Orientation;
 use crate::kernels::head_loss::Head;
 use crate::kernels::norm_mix::{Entry, Mix};
 use crate::kernels::qkv::{FirstValue, QkvOperands, ValueEmbedding, ValueMix};
@@ -59,6 +58,11 @@ impl Network {
         }
         let x0 = device.at(activations.x0);
         kernels.embedding_forward(stream, &self.embedding(device, input), x0)?;
+        // Later passes' mix is the last thing that the pass before does.
+        let mix = self.mix(device, input, 0, &config.passes[0]);
+        let first = &activations.passes[0];
+        let (x_in, squares) = (device.at(first.x_in), device.at(first.x_in_squares));
+        kernels.mix_norm_forward(stream, &mix, x_in, squares)?;
         for (index, pass) in config.passes.iter().enumerate() {
             self.pass_forward(device, input, index, pass)?;
         }
@@ -97,9 +101,6 @@ impl Network {
         let a = &self.activations.passes[index];
         let layer = pass.layer;
 
-        let mix = self.mix(device, input, index, pass);
-        let squares = device.at(a.x_in_squares);
-        kernels.mix_norm_forward(stream, &mix, device.at(a.x_in), squares)?;
         let columns = config.projected_columns();
         let x_in = device.matrix(a.x_in, n, d);
         kernels.gemm_qkv(
@@ -140,12 +141,18 @@ impl Network {
             Some(self.mlp_norm(device, a, layer)),
         )?;
         let down = device.matrix(self.layer(self.weights.down, layer), d, hidden);
-        let out = device.matrix(a.out, n, d);
-        if index + 1 == config.passes.len() {
-            let squares = device.at(self.activations.final_squares);
-            kernels.gemm_add_squares(stream, activated, down, out, x1, squares)?;
-        } else {
-            kernels.gemm_add(stream, Orientation::Nt, activated, down, out, x1, 1.0, 1.0)?;
+        match config.passes.get(index + 1) {
+            Some(next) => {
+                let mix = self.mix(device, input, index + 1, next);
+                let next = &self.activations.passes[index + 1];
+                let (x_in, squares) = (device.at(next.x_in), device.at(next.x_in_squares));
+                kernels.gemm_mix(stream, activated, down, x1.pointer, &mix, x_in, squares)?;
+            }
+            None => {
+                let out = device.matrix(a.out, n, d);
+                let squares = device.at(self.activations.final_squares);
+                kernels.gemm_add_squares(stream, activated, down, out, x1, squares)?;
+            }
         }
         Ok(())
     }
@@ -159,7 +166,7 @@ impl Network {
     ) -> RowScale {
         RowScale {
             sums: device.at(a.x_in_squares),
-            parts: 1,
+            parts: a.x_in_parts as u64,
             d: self.config.dim as u64,
             factor: self.config.norm_scale(layer),
         }

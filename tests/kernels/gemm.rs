@@ -1,4 +1,4 @@
-use birdie::driver::modules::kernel_file;
+use birdie::driver::modules::KERNEL_FILES;
 use birdie::kernels::gemm::{Orientation, Shape, SplitReduce, Tile, splits};
 use birdie::kernels::{Kernels, Matrix};
 
@@ -97,8 +97,8 @@ pub fn tiles(gpu: &Gpu, entry: &str) -> Vec<(Tile, Kernels)> {
 
 fn has(tile: Tile, entry: &str) -> bool {
     let name = format!("{entry}{}", tile.suffix());
-    let file = kernel_file("gemm").expect("a file of cuda/");
-    file.entries.contains(&name.as_str())
+    let mut entries = KERNEL_FILES.iter().flat_map(|file| file.entries);
+    entries.any(|entry| *entry == name)
 }
 
 /// batches, m, n, k: the smallest, edges in every direction, more k-blocks than stages, several tiles per CTA, batches.

@@ -14,6 +14,7 @@ mod attention_output;
 mod clip_search;
 mod embedding;
 mod gemm;
+mod gemm_mix;
 mod head_loss;
 mod muon;
 mod norm_mix;

@@ -268,6 +268,28 @@ fn qkv_parameters(
     bytes
 }
 
+/// Operands of the product with the mix behind it, with a skip.
+fn mix_parameters(device: &Device, [m, n, k]: [u64; 3]) -> Vec<u8> {
+    let mut random = Random::new(4);
+    let mut bytes = map(bf16(device, &mut random, m * k), [m, k], [0, k], 128);
+    bytes.extend(map(bf16(device, &mut random, n * k), [n, k], [0, k], 128));
+    for _ in ["x", "x_in"] {
+        bytes.extend(map(bf16(device, &mut random, m * n), [m, n], [0, n], 64));
+    }
+    for size in [m, n, k, 1] {
+        bytes.extend((size as i32).to_le_bytes());
+    }
+    for _ in ["aux", "x0", "skip"] {
+        bytes.extend(bf16(device, &mut random, m * n).to_le_bytes());
+    }
+    let floats = |n: u64| upload(device, &vec![0.5f32; n as usize]);
+    let (weight, mix, squares) = (floats(n), floats(2 * n), floats(n.div_ceil(128) * m));
+    for pointer in [weight, 0, 0, mix, squares] {
+        bytes.extend(pointer.to_le_bytes());
+    }
+    bytes
+}
+
 const COLUMNS: u64 = 256;
 
 #[derive(Clone, Copy, PartialEq)]
@@ -572,6 +594,27 @@ fn gemm_qkv_wide() {
 #[test]
 fn gemm_qkv_quad() {
     check_qkv("gemm_nt_qkv_quad", [256, 1024, 256], 8);
+}
+
+#[test]
+fn gemm_mix() {
+    every_removal_is_found(&Case {
+        file: "gemm_mix",
+        parameters: Box::new(|device| mix_parameters(device, [256, 384, 384])),
+        unfound: &[FENCE, LEAD],
+        ..Product("gemm_nt_mix").case(SQUARE)
+    });
+}
+
+/// Three tiles of a row on two clusters: a CTA's tiles have other columns each.
+#[test]
+fn gemm_mix_wide() {
+    every_removal_is_found(&Case {
+        file: "gemm_mix",
+        parameters: Box::new(|device| mix_parameters(device, [512, 768, 256])),
+        unfound: &[FENCE, LEAD],
+        ..Product("gemm_nt_mix_wide").case(WIDE)
+    });
 }
 
 #[test]
