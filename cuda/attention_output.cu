@@ -1,12 +1,14 @@
-// Backward of what attention_forward.cu does to its output, exclusive self-attention (XSA) and the per-head gate; and delta.
+// Backward of what attention_forward.cu does to its output, exclusive self-attention (XSA) and the per-head gate; and delta. For groups
+// of query heads that gemm_attention_output.cu does not serve: those with XSA whose size is not 1, 2 or 4.
 //
 // 1. Formula, per token and query head h with kv = h / R, R = H / KV, v the value that attention used (not rotated, not normalised):
 //      forward   v^ = v / max(|v|, 1e-12);  a = y . v^;  z = y - a v^;  out = z s,  s = sigmoid(logit + bias[h])
-//                (a = 0 without XSA, s = 1 without gate; y is attention's output)
+//                (s = 1 without gate; y is attention's output)
 //      dlogit = (dout . z) s (1 - s) = (dout . out) (1 - s), stored times f (row_scale.cuh)
 //      g = s dout;  dy = g - (g . v^) v^
 //      dv^ = - sum over the group's R heads of [a g + (g . v^) y];  dv_extra = (dv^ - (dv^ . v^) v^) / |v|
 //      delta = dy . y   (what attention_backward.cu needs), 0 for rows t >= T
+//      gate_bias_sum     out[h] (+)= sum over g of partial[g][h], the gradient of bias
 //    The forward stored out and a. y = out / s + a v^ has bf16's precision relative to each part, since out is rounded relatively; in
 //    dv^ the share of y along v^ is projected away, and (g . v^) z = (dout . v^) out. Where s underflows so does dy, and delta is 0.
 //
@@ -16,17 +18,17 @@
 //
 // 3. Work. A unit is one KV head of one token with its R query heads: 8 lanes of 8 channels, which hold v^ and walk the heads. 256
 //    threads = 32 units, token-major. The host makes the grid a multiple of KV / gcd(KV, 32): the units of a trip are then whole
-//    tokens, and a lane keeps its KV head in all trips.
+//    tokens, and a lane keeps its KV head in all trips. gate_bias_sum: one CTA of 256 threads per head.
 //
 // 4. Pipeline: one pass; the loads of a head do not depend on the head before.
 //
-// 5. Floor (predicted), N = 98304, H = 8, KV = 4: with XSA 409 MB, 136 us; delta alone 204 MB, 68 us.
+// 5. Floor (predicted), N = 98304, H = 8, KV = 1: 334 MB, 111 us, behind a product of its own.
 //
-// 6. Fences: __syncthreads between the units' bias sums and the threads that add them in order. A unit's sums are written and read
-//    by its lane 0 alone before.
+// 6. Fences: __syncthreads between sums (of a unit's biases; of a warp's rows) and the threads that add them in order. A unit's sums are
+//    written and read by its lane 0 alone before.
 //
 // 7. Limits: H at most 64, any KV that divides it.
-// 8. Machine code (ptxas 13.0): registers: 96, shared: 8,192 bytes
+// 8. Machine code (ptxas 13.0): registers: 18..102, shared: 32..8,192 bytes
 #include "hopper/numeric.cuh"
 #include "hopper/warp.cuh"
 #include "row_scale.cuh"
@@ -71,7 +73,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
                               i32 KV) {
   __shared__ float bias_sums[UNITS * MOST_HEADS]; // [unit][head of its group]
   const Unit u(KV);
-  const bool xsa = along != nullptr;
   const i32 group = H / KV, rows = B * Tp;
   float *mine = bias_sums + u.unit * group;
   if (u.lane == 0)
@@ -81,11 +82,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     const i32 row = min(padded, rows - 1), b = row / Tp, t = row - b * Tp, token = b * T + min(t, T - 1);
     const bool live = padded < rows && t < T;
     const float factor = gate_logits != nullptr ? row_factor_at(scale, token, B * T) : 1.f;
-    float direction[8], dv[8] = {}, inverse = 0.f;
-    if (xsa) {
-      load8(v + i64(token) * v_stride + u.kv * 64 + 8 * u.lane, direction);
-      inverse = normalise(direction);
-    }
+    float direction[8], dv[8] = {};
+    load8(v + i64(token) * v_stride + u.kv * 64 + 8 * u.lane, direction);
+    const float inverse = normalise(direction);
 #pragma unroll 2
     for (i32 r = 0; r < group; ++r) {
       const i32 head = u.kv * group + r;
@@ -94,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
       float g[8], x[8]; // x: out, then y
       load8(dout + place, g);
       load8(out + place, x);
-      const float a = xsa ? along[statistic] : 0.f;
+      const float a = along[statistic];
       float s = 1.f, inverse_s = 1.f;
       if (gate_logits != nullptr) {
         // NOTE: below 2^-127 s is flushed to zero, and its inverse must not become infinite.
@@ -106,20 +105,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
           dgate[i64(token) * dgate_stride + head] = to_bf16(factor * dlogit);
         }
       }
-      if (xsa) {
-        const float e = dot_head(g, direction); // dout . v^
+      const float e = dot_head(g, direction); // dout . v^
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          g[i] *= s;
-          dv[i] -= a * g[i] + e * x[i];
-          g[i] -= s * e * direction[i];
-          x[i] = x[i] * inverse_s + a * direction[i];
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) g[i] *= s, x[i] *= inverse_s;
+      for (int i = 0; i < 8; ++i) {
+        g[i] *= s;
+        dv[i] -= a * g[i] + e * x[i];
+        g[i] -= s * e * direction[i];
+        x[i] = x[i] * inverse_s + a * direction[i];
       }
-      if (live && dy != nullptr) store8(dy + place, g);
+      if (live) store8(dy + place, g);
       // From dy as it is stored: the backward pass subtracts delta from products with the stored values, and what the two do not
       // share would stay in the gradients of q and k.
 #pragma unroll
@@ -127,12 +121,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
       const float d = dot_head(g, x);
       if (padded < rows && u.lane == 0) delta[statistic] = live ? d : 0.f;
     }
-    if (xsa) {
-      const float radial = dot_head(dv, direction);
+    const float radial = dot_head(dv, direction);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) dv[i] = (dv[i] - radial * direction[i]) * inverse;
-      if (live) store8(dv_extra + (i64(token) * KV + u.kv) * 64 + 8 * u.lane, dv);
-    }
+    for (int i = 0; i < 8; ++i) dv[i] = (dv[i] - radial * direction[i]) * inverse;
+    if (live) store8(dv_extra + (i64(token) * KV + u.kv) * 64 + 8 * u.lane, dv);
     if (gate_logits != nullptr && live && u.kv == 0)
       for (i32 column = H + u.lane; column < (H + 15) / 16 * 16; column += LANES)
         dgate[i64(token) * dgate_stride + column] = to_bf16(0.f);
@@ -148,5 +140,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
       for (i32 unit = (j / group - kv0 + KV) % KV; unit < UNITS; unit += KV) total += bias_sums[unit * group + j % group];
       partial[i64(blockIdx.x) * H + j] = total;
     }
+  }
+}
+
+// One CTA per head; a thread adds every 256th of the G rows.
+extern "C" __global__ void __launch_bounds__(THREADS) gate_bias_sum(const float *partial, i32 count, i32 H, float *out, i32 accumulate) {
+  __shared__ float sums[THREADS / 32];
+  const i32 head = i32(blockIdx.x);
+  float total = 0.f;
+  for (i32 g = i32(threadIdx.x); g < count; g += THREADS) total += partial[i64(g) * H + head];
+  total = group_sum(total);
+  if (lane_id() == 0) sums[threadIdx.x / 32] = total;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    total = 0.f;
+    for (int warp = 0; warp < THREADS / 32; ++warp) total += sums[warp];
+    out[head] = accumulate ? out[head] + total : total;
   }
 }

@@ -29,6 +29,9 @@ pub fn shared_bytes(entry: &str) -> u32 {
     if entry.contains("_mix") {
         return super::gemm_mix::shared_bytes(wide);
     }
+    if entry.contains("_attention_output") {
+        return super::gemm_attention_output::SHARED;
+    }
     let symmetric = entry.contains("_symmetric");
     let aux = entry.contains("_add_") || entry.contains("_dleaky2");
     let (stages, stage) = match (wide, aux) {

@@ -17,6 +17,7 @@ pub mod attention_output;
 pub mod clip_search;
 pub mod embedding;
 pub mod gemm;
+pub mod gemm_attention_output;
 pub mod gemm_mix;
 pub mod gemm_qkv;
 pub mod head_loss;
@@ -102,7 +103,7 @@ pub const MOST_VOCABULARY: u64 = 4096;
 pub const MOST_BUCKETS: u64 = 12_288;
 
 /// The kernel files, in the order in which they are loaded.
-pub const FILES: [&str; 16] = [
+pub const FILES: [&str; 17] = [
     "adam",
     "attention_backward",
     "attention_decode",
@@ -111,6 +112,7 @@ pub const FILES: [&str; 16] = [
     "clip_search",
     "embedding",
     "gemm",
+    "gemm_attention_output",
     "gemm_mix",
     "gemm_qkv",
     "head_loss",

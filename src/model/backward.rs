@@ -250,9 +250,6 @@ impl Network {
         let partial = device.at(w.partial);
 
         let dx1 = device.matrix(w.dx1, n, d);
-        let out_weight = device.matrix(self.layer(self.weights.attn_out, layer), d, d);
-        let inner = device.matrix(w.d_inner, n, d);
-        kernels.gemm(stream, Orientation::Nn, dx1, out_weight, inner)?;
         let weight = self.unscaled_weight(input, layer, "attn.proj.weight", |u| u.attn_out);
         let piece = Piece {
             row_begin: 0,
@@ -265,10 +262,8 @@ impl Network {
 
         let output = self.attention_output(device, input, index, pass);
         let (xsa, gated) = (output.along.is_some(), output.gate.is_some());
-        let direct = !xsa && !gated;
         let gradients = AttentionOutputGradients {
-            dout: device.at(w.d_inner),
-            dy: (!direct).then(|| device.at(w.dy)),
+            dy: device.at(w.dy),
             delta: device.at(w.delta),
             dv_extra: xsa.then(|| device.at(w.dv_extra)),
             dqkv: gated.then(|| device.at(w.dqkv)),
@@ -276,20 +271,19 @@ impl Network {
             dqkv_stride: config.projected_columns() as u64,
             partial: gated.then_some(partial),
         };
-        kernels.attention_output_backward(stream, &output, &gradients)?;
+        let out_weight = device.matrix(self.layer(self.weights.attn_out, layer), d, d);
+        let inner = device.at(w.d_inner);
+        kernels.attention_output_gradient(stream, [dx1, out_weight], inner, &output, &gradients)?;
         if gated {
             let bias = Self::block_name(layer, "attn.attn_gate.bias");
-            let (count, heads) = (attention_output_partials(shape), shape.heads());
+            let (count, heads) = (attention_output_partials(shape, xsa), shape.heads());
             let out = device.at(self.layout.named_gradient(&bias));
-            let count = u64::from(count);
-            kernels.column_sum(
-                stream, partial, count, heads, 0, heads, out, 1.0, accumulate,
-            )?;
+            kernels.gate_bias_sum(stream, partial, count, heads, out, accumulate)?;
         }
         let gradient = AttentionGradient {
             shape,
             qkv: device.at(a.qkv_ready),
-            dout: device.at(if direct { w.d_inner } else { w.dy }),
+            dout: device.at(w.dy),
             lse: device.at(a.lse),
             delta: device.at(w.delta),
             dqkv: device.at(w.dqkv_ready),

@@ -382,7 +382,10 @@ fn sizes(config: &Config, recipe: &Recipe, ranks: usize, layout: &Layout) -> Siz
     let partial = [
         u64::from(row_partials(n, d)) * 4 * d,
         largest_shape(&qkv_partials) * (heads + 2),
-        largest_shape(&attention_output_partials) * heads,
+        largest_shape(&|shape| {
+            let partials = [false, true].map(|xsa| attention_output_partials(shape, xsa));
+            partials[0].max(partials[1])
+        }) * heads,
         u64::from(embedding_partials(n, d)) * d,
         head_partials(n, config.vocab as u64),
         u64::from(flat_grid(table)) * MOST_VALUE_EMBEDDINGS,

@@ -1,5 +1,6 @@
 //! `attention_forward` with and without XSA and gate, `attention_backward`, `attention_decode`.
 
+use birdie::kernels::Matrix;
 use birdie::kernels::attention_backward::{AttentionGradient, QuerySum, QuerySums};
 use birdie::kernels::attention_decode::{AttentionDecode, NewKeys, decode_scratch};
 use birdie::kernels::attention_forward::{AttentionForward, AttentionShape, Gate, gate_columns};
@@ -397,7 +398,12 @@ fn xsa_and_gate_both_ways() {
             assert_close(&format!("along, {what}"), &got, &want_along, 0.01, 0.02);
         }
 
-        let dout_d = gpu.bf16(&dout);
+        // The output projection is 1, so that the gradient of its result is that of its input.
+        let one: Vec<f64> = (0..width * width)
+            .map(|i| f64::from(u8::from(i % (width + 1) == 0)))
+            .collect();
+        let (dx_d, one_d) = (gpu.bf16(&dout), gpu.bf16(&one));
+        let dout_d = gpu.poison((2 * rows * width) as u64);
         let (dy, delta) = (
             gpu.poison((2 * rows * width) as u64),
             gpu.poison(4 * shape.statistics()),
@@ -405,7 +411,7 @@ fn xsa_and_gate_both_ways() {
         let dv = gpu.poison((2 * rows * kv * D) as u64);
         let stride = gates.as_ref().map_or(0, |g| g.stride);
         let dqkv = gpu.poison((2 * rows * stride).max(2) as u64);
-        let partials = u64::from(attention_output_partials(shape));
+        let partials = u64::from(attention_output_partials(shape, xsa));
         let partial = gpu.poison(4 * partials * shape.heads());
         let operands = AttentionOutput {
             shape,
@@ -415,8 +421,7 @@ fn xsa_and_gate_both_ways() {
             gate,
         };
         let gradients = AttentionOutputGradients {
-            dout: dout_d.ptr(),
-            dy: Some(dy.ptr()),
+            dy: dy.ptr(),
             delta: delta.ptr(),
             dv_extra: xsa.then(|| dv.ptr()),
             dqkv: gated.then(|| dqkv.ptr()),
@@ -425,7 +430,16 @@ fn xsa_and_gate_both_ways() {
             partial: gated.then(|| partial.ptr()),
         };
         gpu.kernels
-            .attention_output_backward(&gpu.stream, &operands, &gradients)
+            .attention_output_gradient(
+                &gpu.stream,
+                [
+                    Matrix::new(dx_d.ptr(), rows as u64, width as u64),
+                    Matrix::new(one_d.ptr(), width as u64, width as u64),
+                ],
+                dout_d.ptr(),
+                &operands,
+                &gradients,
+            )
             .unwrap();
         gpu.wait();
         if xsa {

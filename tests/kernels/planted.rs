@@ -290,6 +290,49 @@ fn mix_parameters(device: &Device, [m, n, k]: [u64; 3]) -> Vec<u8> {
     bytes
 }
 
+/// Operands of the output projection's data gradient with XSA and gate. Each query head has its own value, so that every box takes one and
+/// leaves its gradient.
+fn output_parameters(device: &Device, [m, n, k]: [u64; 3]) -> Vec<u8> {
+    let mut random = Random::new(4);
+    let (heads, tokens) = (n / 64, 100);
+    let (kv_heads, sequences, padded) = (heads, m.div_ceil(tokens), 128);
+    let mut bytes = map(bf16(device, &mut random, m * k), [m, k], [0, k], 128);
+    bytes.extend(map(bf16(device, &mut random, n * k), [k, n], [0, n], 64));
+    for _ in ["out", "dy"] {
+        bytes.extend(map(bf16(device, &mut random, m * n), [m, n], [0, n], 64));
+    }
+    for size in [m, n, k, 1] {
+        bytes.extend((size as i32).to_le_bytes());
+    }
+    let floats = |n: u64| upload(device, &vec![0.5f32; n as usize]);
+    let [along, delta] = [(); 2].map(|()| floats(sequences * heads * padded));
+    let mut halves = |columns: u64| bf16(device, &mut random, m * columns);
+    for pointer in [
+        along,
+        halves(64 * kv_heads),
+        64 * kv_heads,
+        halves(16),
+        16,
+        floats(heads),
+        delta,
+        halves(64 * kv_heads),
+        halves(16),
+        16,
+    ] {
+        bytes.extend(pointer.to_le_bytes()); // strides with their padding are like pointers
+    }
+    bytes.extend(floats(m).to_le_bytes());
+    bytes.extend(1i32.to_le_bytes());
+    for factor in [1f32 / 512.0, 1.0, 0.0] {
+        bytes.extend(factor.to_le_bytes());
+    }
+    bytes.extend(floats(m / 16 * heads).to_le_bytes());
+    for size in [tokens, padded, heads, kv_heads] {
+        bytes.extend((size as i32).to_le_bytes());
+    }
+    bytes
+}
+
 const COLUMNS: u64 = 256;
 
 #[derive(Clone, Copy, PartialEq)]
@@ -614,6 +657,19 @@ fn gemm_mix_wide() {
         parameters: Box::new(|device| mix_parameters(device, [512, 768, 256])),
         unfound: &[FENCE, LEAD],
         ..Product("gemm_nt_mix_wide").case(WIDE)
+    });
+}
+
+#[test]
+fn gemm_attention_output() {
+    every_removal_is_found(&Case {
+        file: "gemm_attention_output",
+        entry: "gemm_nn_attention_output_wide",
+        grid: 4,
+        cluster: 2,
+        shared: birdie::kernels::gemm_attention_output::SHARED,
+        parameters: Box::new(|device| output_parameters(device, WIDE)),
+        unfound: &[FENCE, LEAD],
     });
 }
 
