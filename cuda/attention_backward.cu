@@ -1,30 +1,47 @@
-// Causal softmax attention, backward: head dimension 64, any number of query heads per key/value head. Five products.
+// Causal softmax attention, backward, down to the raw projection: head dimension 64, any number of query heads per key/value head. Five
+// products, and at their end the backward of q/k RMSNorm, partial RoPE and gain.
 //
 // 1. Formula, per sequence and query head h with kv = h / group, group = H / KV, S and lse as in attention_forward.cu:
 //      P = 2^(S log2(e) - lse)         dP = dO_h V_kv^T          dS = P (dP - delta),   delta = rowsum(dO_h O_h)
 //      dV_kv = sum_h P^T dO_h          dK_kv = sum_h dS^T Q_h / 8          dQ_h = dS K_kv / 8
-//    delta comes from attention_output.cu. dQ is a sum over CTAs: each adds its share in f32 to `dq_sum` through the copy engine;
-//    whoever is last rounds the sum to bf16. Two entry points:
+//    delta comes from attention_output.cu. Then, for what the forward (gemm_qkv.cu) stored as q and k, z = gain rope_t(y), y = x / rms, at
+//    position t, with r = f / rms (gain 1 for k; x is the raw projection, which is not kept; f its row factor, row_scale.cuh); rope_t is a
+//    rotation, so with g = dQ or dK:
+//      q, k: dot = g . z;  dgain = sum dot / gain;  dx = r rope_t^T(gain g - z dot / (64 gain))
+//      v:    dv = dV + dv_extra;  dx = f dv
+//    A value mix is left to qkv.cu, which gets dv. dQ is a sum over CTAs: each adds its share in f32 to `dq_sum` through the copy engine; the
+//    CTA that is the last one of a sequence and key/value head turns the sums into dx. Two entry points:
 //      attention_backward_causal_d64            blocks of keys add in a fixed order, the diagonal first: same inputs, same bits
 //      attention_backward_unordered_causal_d64  they add as they come: no CTA waits for another, bits change from run to run
 //
 // 2. Operands. Maps are 3-D over [B, T, columns], start at the first column of their part, boxes 64 x 64, 128-byte swizzle:
-//      q, dout: heads;  k, v, dk, dv: key/value heads, all bf16;  lse, delta f32 [B, H, Tp], read as rows of 64
-//      dq       bf16, rows of dq_stride, first q column
+//      q, dout: heads;  k, v, dk, dv (of dqkv), dv_extra, dv_own: key/value heads, all bf16;  lse, delta f32 [B, H, Tp], read as rows of 64
+//      ready, dqkv  bf16, first q column: attention's input, rows of C, and the gradient of the projection, rows of S
+//      value_flags  1 there is a dv_extra, 2 dv times f goes to dqkv, 4 dv goes to dv_own
+//      inverse_rms  f32 [N, R], r (qkv.cuh); rope f32 [T, 2 pairs], cosines, then sines; q_gain f32 [H]
+//      gain_sums    f32 [B, H, Tp/32]: dgain of 32 queries each, for q_gain_gradient of qkv.cu
 //      dq_sum   f32 [B, H, Tp/64, 2, 2048]: a tile's queries 0..31 and 32..63, each in the order of the accumulator of dQ^T:
 //               [4][thread][4]. Ordered: written before it is read. Unordered: zero before the first launch, zero again after each.
 //      turns    u32 [B, H, Tp/64, 2]: how many have added; then [B, KV]: tickets. Zero before the first launch, zero again after each.
-//    Shared: K, V of 128 keys (later staging of dK, dV), STAGES x (Q 8 KB, dO 8 KB, lse, delta), SCORES x dS^T 16 KB, 2 x dQ 16 KB.
+//    Shared: K, V of 128 keys (later staging of dK, dV), dv_extra (later staging of dv_own), STAGES x (Q 8 KB, dO 8 KB, lse, delta), SCORES x
+//    dS^T 16 KB, 2 x dQ 16 KB.
 //
 // 3. Work. Grid (ceil(T/128), KV, B), block 0 has the last keys. 384 threads. Warpgroup 0 (56 registers): warp 0 loads, warps 1 and 2
-//    add dQ of queries 0..31 and 32..63 to dq_sum. Warpgroups 1 and 2 (224 registers) own 64 keys each and 32 queries of dQ; they walk
+//    add dQ of queries 0..31 and 32..63 to dq_sum, a lane each. Warpgroups 1 and 2 (224 registers) own 64 keys each and 32 queries of dQ; they walk
 //    the query tiles of the group's heads: dK 32, dV 32, S^T 32, dP^T 32 (dQ^T in half of it), P and dS packed 32, K as an operand 16,
 //    K^T of all 128 keys as one 32.
 //    NOTE: the scores are computed transposed (keys are the rows), so P^T and dS^T are already the register operand of dV and dK.
 //    Only dS goes through shared memory, for dQ, which needs all 128 keys.
 //    NOTE: dQ is computed transposed, too: its left operand is then K^T, which never changes and stays in registers, and only dS^T is
 //    read from shared memory. It comes a step late, into the registers of dP, which are free then.
-//    WHY NOT V in registers, too: a warpgroup would need 240, and 24 are too few for the warps that round dQ (ptxas spills).
+//    WHY NOT V in registers, too: a warpgroup has 240 at most, and ptxas finds too few for what is under way (C7511).
+//    END of a CTA: dK in the accumulators and K as an operand have the same layout, a row in a quad, and channels i and i+8 in one thread: the
+//    dot product is 16 FMAs and two shuffles, the published RoPE needs none. dv_extra comes with K and V and is read as an operand, too.
+//    The last CTA's eight consumer warps then take 32 queries of a head at a time: 8 lanes have a row, of dQ^T's order 4 columns and the 4
+//    that are 8 further on, so that RoPE's partners are one lane's again; pairs of lanes exchange 8 bytes to read z and store dx in 16.
+//    Other numbers of pairs take partners through K's place, or through that of the sums.
+//    WHY NOT the warps that add, as each sum is complete: one warp for 32 queries takes longer than a step, and the last CTA waits for it in
+//    every step; 56 registers hold a row of eight lanes at a time, and 224 the loads of four.
 //    ORDER: a query tile gets its shares from the block on the diagonal first, then downwards. All blocks start on their diagonal,
 //    so block j comes to a tile two steps after block j+1: in lockstep nobody waits. Which block a CTA is, its ticket says: block j+1
 //    has started before block j, in whatever order the device starts CTAs, which is why waiting for it ends.
@@ -42,7 +59,9 @@
 //    (S before dQ is handed over, dK into the next step, dP and dK as one group) ptxas finds no registers for all that is under way and
 //    waits for each product. Which sources it takes is a matter of luck: try 12.3 and 13.0 after each change.
 //
-// 5. Floor (predicted), T = 2048, N = 98304, H = 8: 515 GFLOP, 646 us at 798 TFLOP/s; exponentials 217 us.
+// 5. Floor (predicted), T = 2048, N = 98304, H = 8: 515 GFLOP, 646 us at 798 TFLOP/s; exponentials 217 us. Memory: qkv and dO read, dqkv
+//    written, with statistics 0.97 GB, 323 us, which stands under the rest: as a pass of its own the step to the projection took 185 us, all of
+//    it memory. Here it is less than 1 % more shared memory and 15 % more L2, neither of it in the main loop. Predicted over 11 layers: 1.9 ms less.
 //    Cycles per SM and step (128 keys, 64 queries), products and shared memory (wavefronts, no conflicts), instructions from the loop
 //    that ptxas 13.0 makes:
 //                                      products | ex2 | instructions | shared memory
@@ -51,9 +70,9 @@
 //      two kernels of 4 and 3 products     1692 | 967 |         1296 |          1924
 //    Shared memory: S, dV, dK, dQ 4 x 128 (their right operand), dP 256, dS 128, staging of dQ 128 written and 128 read, tiles
 //    arriving 150, lse and delta 256. Predicted bound: shared memory, 1.23 times the products at equal clocks. V in registers would save
-//    128 more (see 3). Between SM and L2: Q and dO 16 KB and the sum of dQ 16 KB a step, 38 KB with K, V, dK, dV and the rounding,
-//    21 bytes a cycle: four fifths of what shared memory takes.
-//    WHY NOT clusters that share Q and dO (8 of the 38 KB), or the sum of dQ of two CTAs through distributed shared memory: L2 is not what
+//    128 more (see 3). Between SM and L2: Q and dO 16 KB and the sum of dQ 16 KB a step, 43 KB with K, V, dK, dV and the way to the
+//    projection, 24 bytes a cycle: nine tenths of what shared memory takes.
+//    WHY NOT clusters that share Q and dO (8 of the 43 KB), or the sum of dQ of two CTAs through distributed shared memory: L2 is not what
 //    limits it, and the second would add passes to what does. WHY NOT blocks of 192 or 256 keys, with fewer sums of dQ: dK and dV alone
 //    would take 96 or 128 registers of a thread.
 //    FlashAttention-3 (commit 0251105a, head 64, causal, grouped, 128 x 128, nvcc 13.0.88) does the same five products with 24 bytes
@@ -65,21 +84,29 @@
 //      fence + ds_full        dQ is a product of stale or missing dS; one of SCORES overwritten under the other warpgroup's dQ
 //      __syncwarp before ds_full, dq_full   another lane of the warp still writes dS or dQ, or reads lse or delta of the stage
 //      fence before dq_full   the copy engine adds stale staging bytes; dq_empty: staging overwritten while it is read
-//      bulk_wait<0>, turn_*   shares are added out of order, or the sum is rounded before it is complete
+//      bulk_wait<0>, turn_*   shares are added out of order, or the sum is read before it is complete
+//      dq_empty, both halves' of the last two steps   the same within the CTA
+//      BOTH_WARPGROUPS        unordered: a warpgroup does not know yet whether the CTA is the last one
+//      __syncwarp between stores and reads of partners, and before a sum is cleared   RoPE with any pairs reads what is not there or has been
+//                             overwritten; a lane clears what another one has not read
 //      fence_proxy_async_global    the turn is taken in the generic proxy, the copy after it runs in the async proxy
 //      fence_proxy_async + named barrier   the store engine reads stale or missing staging bytes
 //
-// 7. Limits: as attention_forward.cu. Rows t >= T have lse = +inf and delta = 0, so they add nothing.
-// 8. Machine code (ptxas 13.0): registers: 168, shared: 0 bytes, HGMMA: 64, dynamic: 184,320 bytes
+// 7. Limits: as attention_forward.cu. Rows t >= T have lse = +inf and delta = 0, so they add nothing. Any number of pairs from 1 to 32;
+//    the gain is used_gain (qkv.cuh), so that z / gain is y whatever the parameter is.
+// 8. Machine code (ptxas 13.0): registers: 168, shared: 0 bytes, HGMMA: 64, dynamic: 200,704 bytes
 #include "hopper/barrier.cuh"
 #include "hopper/fence.cuh"
 #include "hopper/matrix_moves.cuh"
 #include "hopper/mbarrier.cuh"
 #include "hopper/numeric.cuh"
+#include "hopper/shared.cuh"
 #include "hopper/tma.cuh"
 #include "hopper/turn.cuh"
 #include "hopper/warp.cuh"
 #include "hopper/wgmma.cuh"
+#include "qkv.cuh"
+#include "row_scale.cuh"
 
 namespace birdie {
 
@@ -87,20 +114,21 @@ constexpr int HEAD_DIM = 64, TILE = 64, HALVES = 2, STAGES = 4, SCORES = 3, THRE
 constexpr int PRODUCER_REGISTERS = 56, CONSUMER_REGISTERS = 224;
 constexpr u32 TILE_BYTES = TILE * HEAD_DIM * sizeof(bf16);
 constexpr float SCALE = 0.125f, SCALE_LOG2 = SCALE * LOG2_E;
-constexpr u32 ONE_WARPGROUP = 1; // named barrier of warpgroup `half`: ONE_WARPGROUP + half
+constexpr u32 ONE_WARPGROUP = 1, BOTH_WARPGROUPS = 3; // named barriers: that of warpgroup `half` is ONE_WARPGROUP + half
 
 template <bool VALUE> struct Flag { static constexpr bool value = VALUE; };
 
 static_assert(HEAD_DIM * sizeof(bf16) == 128, "a head is one 128-byte swizzled row");
 
 struct alignas(1024) BackwardShared {
-  u8 k[HALVES][TILE_BYTES], v[HALVES][TILE_BYTES];
+  u8 k[HALVES][TILE_BYTES], v[HALVES][TILE_BYTES], dv[HALVES][TILE_BYTES]; // dv: what is added, then the result
   u8 q[STAGES][TILE_BYTES], dout[STAGES][TILE_BYTES];
   u8 ds[SCORES][HALVES][TILE_BYTES]; // dS^T: rows are keys. One is written, one is read, one is still read by the other warpgroup
   float dq[HALVES][2][DQ_FLOATS];
   float lse[STAGES][TILE], delta[STAGES][TILE];
   u64 full_kv, full[STAGES], empty[STAGES], ds_full, dq_full[HALVES][2], dq_empty[HALVES][2];
-  u32 place; // among the blocks of this sequence and head, the last keys first
+  u32 place;    // among the blocks of this sequence and head, the last keys first
+  u32 finished; // how many of them had added all their dQ before this one; unordered
 };
 
 // C[64,64] = A[64,64] B[64,64]^T, A packed in registers, B in shared memory with its k contiguous.
@@ -147,31 +175,106 @@ __device__ __forceinline__ void store_operand(u8 *tile, const u32 (&a)[4][4], u3
 #pragma unroll
   for (int j = 0; j < 4; ++j) stmatrix_x4(first ^ 32 * j, a[j][0], a[j][1], a[j][2], a[j][3]);
 }
-template <int N> __device__ __forceinline__ void multiply_scalar(float (&x)[N], float factor) {
+// What lies between the raw projection and attention's input, on the way back: see qkv.cuh.
+struct Projection {
+  const bf16 *ready;        // attention's input, first q column
+  i32 ready_stride;
+  bf16 *dqkv;               // the gradient of the projection, first q column
+  i32 stride;
+  const float *inverse_rms; // what normed the heads of q and k, times the row's factor
+  const float *rope;
+  i32 pairs;
+  const float *q_gain;
+  float *gain_sums;         // of each half of a tile of queries
+  RowScale scale;
+  i32 T;
+};
+
+// Between lanes 2 n and 2 n + 1: of 16 bytes each the 8-byte pieces 0 1 | 2 3 become 0 2 | 1 3, and back.
+__device__ __forceinline__ void exchange_pieces(u32 (&x)[4], bool odd) {
 #pragma unroll
-  for (int i = 0; i < N; ++i) x[i] *= factor;
+  for (int i = 0; i < 2; ++i) {
+    const u32 other = __shfl_xor_sync(FULL_MASK, odd ? x[i] : x[2 + i], 1);
+    (odd ? x[i] : x[2 + i]) = other;
+  }
 }
 
-// Rounds 32 rows x 64 columns of dQ from the accumulator's order to bf16. One warp; row t goes to rows + t stride.
-template <bool CLEAR> __device__ __forceinline__ void round_queries(float *sum, bf16 *rows, i32 stride, i32 live_rows) {
-  // A lane has two rows and eight columns at a time: of the accumulator's order one j, warp and lane % 4, all lanes / 4 and one of
-  // their two rows of dQ^T.
-  const u32 lane = lane_id(), eight = lane % 8, pair = lane / 8;
-  const float *source = sum + eight / 2 * 128 + pair * 4 + eight % 2 * 2;
-  bf16 *target = rows + i32(2 * pair) * stride + 8 * eight;
-  live_rows -= i32(2 * pair);
-#pragma unroll 1
-  for (u32 j = 0; j < 4; ++j) {
-    u32 top[4], bottom[4];
+// From the sum of 32 rows x 64 columns of dQ, in the accumulator's order, to the gradient of their raw projection; its share of the
+// gradient of the head's gain to `gain_sum`. One warp. `t`: the first of them, of the sequence whose first row is `row`.
+template <bool CLEAR>
+__device__ __forceinline__ void project_queries(const Projection &of, float *sum, i32 head, i32 pitch, i32 row, i32 t, float *gain_sum) {
+  // A lane has two rows at a time, of the accumulator's order one j, warp and lane % 4: of lane / 4 four, columns 4 (eight % 2) and on of
+  // 16, and those 8 further on, which are the other row of dQ^T. So the partners of the published RoPE are its own.
+  const u32 lane = lane_id(), eight = lane % 8;
+  const bool odd = eight % 2, published = of.pairs == ROPE_PAIRS;
+  const float gain = used_gain(of.q_gain[head]), inverse_gain = rcp_approx(gain);
+  float gain_total = 0.f;
+#pragma unroll 2
+  for (i32 query = 2 * i32(lane / 8); query < TILE / HALVES; query += 8) {
+    float4 *place = reinterpret_cast<float4 *>(sum) + query / 8 * 128 + eight / 2 * 32 + eight % 2 * 16 + query % 8 / 2;
+    float x[4][4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float2 *x = reinterpret_cast<const float2 *>(source + 32 * i);
-      const float2 first = x[0], second = x[8];
-      top[i] = pack_bf16(first.x * SCALE, second.x * SCALE), bottom[i] = pack_bf16(first.y * SCALE, second.y * SCALE);
+      const float4 v = place[4 * i];
+      x[i][0] = v.x, x[i][1] = v.y, x[i][2] = v.z, x[i][3] = v.w;
     }
-    if (live_rows > 0) *reinterpret_cast<uint4 *>(target) = make_uint4(top[0], top[1], top[2], top[3]);
-    if (live_rows > 1) *reinterpret_cast<uint4 *>(target + stride) = make_uint4(bottom[0], bottom[1], bottom[2], bottom[3]);
-    source += 512, target += 8 * stride, live_rows -= 8;
+#pragma unroll
+    for (i32 second = 0; second < 2; ++second) {
+      const bool live = t + query + second < of.T;
+      const i32 position = min(t + query + second, of.T - 1);
+      const i64 token = row + position;
+      const uint4 ready = *reinterpret_cast<const uint4 *>(of.ready + token * of.ready_stride + head * HEAD_DIM + 8 * eight);
+      u32 z[4] = {ready.x, ready.y, ready.z, ready.w};
+      exchange_pieces(z, odd);
+      float z_low[4], z_high[4], dot = 0.f;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        z_low[i] = i % 2 ? bf16_high(z[i / 2]) : bf16_low(z[i / 2]);
+        z_high[i] = i % 2 ? bf16_high(z[2 + i / 2]) : bf16_low(z[2 + i / 2]);
+        dot += x[i][second] * z_low[i] + x[i][2 + second] * z_high[i];
+      }
+      dot = SCALE * group_sum<8>(dot) * inverse_gain; // g . rope_t(y)
+      if (live) gain_total += dot;
+      const float r = of.inverse_rms[token * pitch + head] * gain, mean = dot * inverse_gain * (1.f / HEAD_DIM);
+      const float *angles = of.rope + position * (2 * ROPE_PAIRS) + 4 * eight;
+      float4 cosine = make_float4(1.f, 1.f, 1.f, 1.f), sine = make_float4(0.f, 0.f, 0.f, 0.f);
+      if (published && eight < 2)
+        cosine = *reinterpret_cast<const float4 *>(angles), sine = *reinterpret_cast<const float4 *>(angles + ROPE_PAIRS);
+      const float c[4] = {cosine.x, cosine.y, cosine.z, cosine.w}, s[4] = {sine.x, sine.y, sine.z, sine.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float low = r * (SCALE * x[i][second] - z_low[i] * mean), high = r * (SCALE * x[i][2 + second] - z_high[i] * mean);
+        x[i][second] = low * c[i] - high * s[i], x[i][2 + second] = high * c[i] + low * s[i];
+      }
+      if (!published) continue;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        z[i] = pack_bf16(x[2 * i][second], x[2 * i + 1][second]);
+        z[2 + i] = pack_bf16(x[2 * i][2 + second], x[2 * i + 1][2 + second]);
+      }
+      exchange_pieces(z, odd);
+      if (live) *reinterpret_cast<uint4 *>(of.dqkv + token * of.stride + head * HEAD_DIM + 8 * eight) = make_uint4(z[0], z[1], z[2], z[3]);
+    }
+    if (!published) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) place[4 * i] = make_float4(x[i][0], x[i][1], x[i][2], x[i][3]);
+    }
+  }
+  gain_total += __shfl_xor_sync(FULL_MASK, gain_total, 8);
+  gain_total += __shfl_xor_sync(FULL_MASK, gain_total, 16);
+  if (lane == 0) *gain_sum = gain_total;
+  if (!published) { // a row at a time, partners from the sum's place
+    __syncwarp(); // all lanes have written
+#pragma unroll 1
+    for (i32 query = 0; query < min(of.T - t, TILE / HALVES); ++query) {
+      const auto at = [&](i32 channel) {
+        return sum[(query / 8 * 128 + channel / 16 * 32 + channel % 8 * 4 + query % 8 / 2) * 4 + channel / 8 % 2 * 2 + query % 2];
+      };
+      const i32 channel = 2 * i32(lane);
+      float two[2] = {at(channel), at(channel + 1)};
+      rotate_pairs_back(two, of.rope + i64(t + query) * 2 * of.pairs, of.pairs, channel, at);
+      *reinterpret_cast<u32 *>(of.dqkv + i64(row + t + query) * of.stride + head * HEAD_DIM + channel) = pack_bf16(two[0], two[1]);
+    }
   }
   if (CLEAR) {
     __syncwarp(); // all lanes have read
@@ -180,18 +283,42 @@ template <bool CLEAR> __device__ __forceinline__ void round_queries(float *sum, 
   }
 }
 
+// Rotates a head of two rows in the accumulators' layout back, by any number of pairs: partners come from `place`, 2 KB of the warp, a row
+// of every quad at a time. NOTE: reading a partner, lanes of different rows meet in a bank. Published models do not come here.
+__device__ __forceinline__ void rotate_any_back(float (&x)[32], const float *const (&angles)[2], i32 pairs, u32 place, u32 lane) {
+  const i32 row = i32(lane / 4), first = 2 * i32(lane % 4);
+  const auto address = [&](i32 column) { return place + u32(row * 256 + ((column / 8) ^ row) * 32 + column % 8 * 4); };
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    if (half != 0) __syncwarp(); // the first half's have been read
+#pragma unroll
+    for (int j = 0; j < 8; ++j) store_shared(address(8 * j + first), x[4 * j + 2 * half], x[4 * j + 2 * half + 1]);
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      float two[2] = {x[4 * j + 2 * half], x[4 * j + 2 * half + 1]};
+      rotate_pairs_back(two, angles[half], pairs, 8 * j + first, [&](i32 channel) { return load_shared(address(channel)); });
+      x[4 * j + 2 * half] = two[0], x[4 * j + 2 * half + 1] = two[1];
+    }
+  }
+  __syncwarp(); // the second half's have been read
+}
+
 struct BackwardMaps {
-  const TensorMap *q, *k, *v, *dout, *dk, *dv;
+  const TensorMap *q, *k, *v, *dout, *dk, *dv, *dv_extra, *dv_own;
 };
 
+// What becomes of the gradient of v.
+enum ValueFlags { VALUE_EXTRA = 1, VALUE_PROJECTED = 2, VALUE_OWN = 4 };
+
 template <bool ORDERED>
-__device__ __forceinline__ void attention_backward(const BackwardMaps &maps, const float *lse, const float *delta, bf16 *dq,
-                                                   i32 dq_stride, float *dq_sum, u32 *turns, i32 T, i32 Tp, i32 group) {
+__device__ __forceinline__ void attention_backward(const BackwardMaps &maps, const Projection &projection, i32 value_flags,
+                                                   const float *lse, const float *delta, float *dq_sum, u32 *turns, i32 Tp, i32 group) {
   extern __shared__ u8 shared_bytes[];
   // NOTE: an offset and not a rounded address: the compiler still sees shared memory, and loads and stores need not find out.
   BackwardShared &shared = *reinterpret_cast<BackwardShared *>(shared_bytes + ((0u - shared_address(shared_bytes)) & 1023u));
   const u32 warpgroup = warp_id() / 4, lane = threadIdx.x % 32;
-  const i32 kv = i32(blockIdx.y), b = i32(blockIdx.z), tiles = Tp / TILE;
+  const i32 kv = i32(blockIdx.y), b = i32(blockIdx.z), T = projection.T, tiles = Tp / TILE;
   const u64 pair = u64(b) * gridDim.y + kv, first_head = pair * group; // of all sequences
 
   if (threadIdx.x == 0) {
@@ -218,10 +345,12 @@ __device__ __forceinline__ void attention_backward(const BackwardMaps &maps, con
     const u32 role = warp_id();
     if (role == 0 && lane == 0) { // ---- producer
       RingPosition<STAGES> ring;
-      mbarrier_arrive_expect(&shared.full_kv, 2 * HALVES * TILE_BYTES);
+      const bool extra = value_flags & VALUE_EXTRA;
+      mbarrier_arrive_expect(&shared.full_kv, (extra ? 3 : 2) * HALVES * TILE_BYTES);
       for (int half = 0; half < HALVES; ++half) {
         tma_load_3d(shared.k[half], maps.k, &shared.full_kv, kv * HEAD_DIM, block_key + half * TILE, b);
         tma_load_3d(shared.v[half], maps.v, &shared.full_kv, kv * HEAD_DIM, block_key + half * TILE, b);
+        if (extra) tma_load_3d(shared.dv[half], maps.dv_extra, &shared.full_kv, kv * HEAD_DIM, block_key + half * TILE, b);
       }
       for (i32 member = 0; member < group; ++member) {
         const i32 column = (group * kv + member) * HEAD_DIM;
@@ -237,41 +366,31 @@ __device__ __forceinline__ void attention_backward(const BackwardMaps &maps, con
           ring.advance();
         }
       }
-    } else if (role == 1 || role == 2) { // ---- 32 queries of each tile of dQ
+    } else if ((role == 1 || role == 2) && lane == 0) { // ---- 32 queries of each tile of dQ
       const u32 half = role - 1;
       u32 index = (u32(first_head) * u32(tiles) + u32(first_tile)) * HALVES + half, step = 0;
       for (i32 member = 0; member < group; ++member) {
 #pragma unroll 1
         for (i32 tile = first_tile; tile < tiles; ++tile, ++step, index += HALVES) {
-          const u32 others = u32(tile / HALVES), turn = others - u32(block); // turns 0..others
+          const u32 turn = u32(tile / HALVES - block); // the last one is that of block 0
+          float *sum = dq_sum + u64(index) * DQ_FLOATS;
+          const float *source = shared.dq[half][step % 2];
           mbarrier_wait(&shared.dq_full[half][step % 2], step / 2 & 1);
-          u32 before = turn;
-          if (lane_id() == 0) {
-            float *sum = dq_sum + u64(index) * DQ_FLOATS;
-            const float *source = shared.dq[half][step % 2];
-            if (ORDERED && turn != 0) {
-              turn_wait(turns + index, turn);
-              fence_proxy_async_global();
-            }
-            if (ORDERED && turn == 0) {
-              bulk_store(sum, source, DQ_FLOATS * sizeof(float));
-            } else {
-              bulk_add_f32(sum, source, DQ_FLOATS * sizeof(float));
-            }
-            bulk_commit();
-            bulk_wait<0>();
-            mbarrier_arrive(&shared.dq_empty[half][step % 2]);
-            if (!ORDERED || turn != others) {
-              if (ORDERED) turn_pass(turns + index);
-              else before = turn_count(turns + index);
-            }
+          if (ORDERED && turn != 0) {
+            turn_wait(turns + index, turn);
+            fence_proxy_async_global();
           }
-          if (!ORDERED) before = __shfl_sync(FULL_MASK, before, 0);
-          __syncwarp();
-          if (before == others) { // the sum is complete
-            const i32 column = (group * kv + member) * HEAD_DIM, row = tile * TILE + i32(half) * (TILE / HALVES);
-            round_queries<!ORDERED>(dq_sum + u64(index) * DQ_FLOATS, dq + i64(b * T + row) * dq_stride + column, dq_stride, T - row);
-            if (lane_id() == 0) turns[index] = 0;
+          if (ORDERED && turn == 0) {
+            bulk_store(sum, source, DQ_FLOATS * sizeof(float));
+          } else {
+            bulk_add_f32(sum, source, DQ_FLOATS * sizeof(float));
+          }
+          bulk_commit();
+          bulk_wait<0>();
+          mbarrier_arrive(&shared.dq_empty[half][step % 2]);
+          if (ORDERED) {
+            if (block != 0) turn_pass(turns + index);
+            else turns[index] = 0;
           }
         }
         index += HALVES * u32(first_tile);
@@ -424,18 +543,89 @@ __device__ __forceinline__ void attention_backward(const BackwardMaps &maps, con
     hand_over(step);
   }
 
-  multiply_scalar(dk_sum, SCALE);
+  const i32 pitch = inverse_rms_pitch(group * i32(gridDim.y), i32(gridDim.y));
+  // ---- to the raw projection. This thread has, of keys t[0] and t[1], two channels of every 8.
+  const float *angles[2];
+  float normed[2], share[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const i32 t = min(key + 8 * i, T - 1), row = b * T + t;
+    normed[i] = SCALE * projection.inverse_rms[i64(row) * pitch + group * i32(gridDim.y) + kv];
+    share[i] = quad_row_share(projection.scale, row, i32(gridDim.z) * T, lane);
+    angles[i] = projection.rope + i64(t) * 2 * projection.pairs;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float even = 0.f, odd = 0.f;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const u32 z = operand_k[j / 2][j % 2 * 2 + i];
+      even += dk_sum[4 * j + 2 * i] * bf16_low(z), odd += dk_sum[4 * j + 2 * i + 1] * bf16_high(z);
+    }
+    const float mean = group_sum<4>(even + odd) * (1.f / HEAD_DIM);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const u32 z = operand_k[j / 2][j % 2 * 2 + i];
+      float *g = dk_sum + 4 * j + 2 * i;
+      g[0] = normed[i] * (g[0] - bf16_low(z) * mean), g[1] = normed[i] * (g[1] - bf16_high(z) * mean);
+    }
+    if (projection.pairs == ROPE_PAIRS) { // channels c and c + 8 are both ours
+      const float2 c = *reinterpret_cast<const float2 *>(angles[i] + 2 * (lane % 4));
+      const float2 s = *reinterpret_cast<const float2 *>(angles[i] + ROPE_PAIRS + 2 * (lane % 4));
+      float *low = dk_sum + 2 * i, *high = low + 4;
+      const float2 l = make_float2(low[0], low[1]), h = make_float2(high[0], high[1]);
+      low[0] = l.x * c.x - h.x * s.x, low[1] = l.y * c.y - h.y * s.y;
+      high[0] = h.x * c.x + l.x * s.x, high[1] = h.y * c.y + l.y * s.y;
+    }
+  }
+  if (projection.pairs != ROPE_PAIRS) rotate_any_back(dk_sum, angles, projection.pairs, shared_address(shared.k[half]) + 2048 * warp, lane);
   pack_operand(ds, dk_sum);
-  pack_operand(p, dv_sum);
   store_operand(shared.k[half], ds, place);
+
+  if (value_flags & VALUE_EXTRA) {
+    load_operand(p, shared.dv[half], warp, lane);
+#pragma unroll
+    for (int i = 0; i < 16; ++i) dv_sum[2 * i] += bf16_low(p[i / 4][i % 4]), dv_sum[2 * i + 1] += bf16_high(p[i / 4][i % 4]);
+  }
+  if (value_flags & VALUE_OWN) {
+    pack_operand(p, dv_sum);
+    store_operand(shared.dv[half], p, place);
+  }
+  share[0] = quad_row_factor(projection.scale, share[0]), share[1] = quad_row_factor(projection.scale, share[1]);
+#pragma unroll
+  for (int i = 0; i < 32; ++i) dv_sum[i] *= share[i / 2 % 2];
+  pack_operand(p, dv_sum);
   store_operand(shared.v[half], p, place);
   fence_proxy_async_shared();
   named_barrier_sync(ONE_WARPGROUP + half, 128);
   if (thread == 0 && first_key < T) {
     tma_store_3d(maps.dk, shared.k[half], kv * HEAD_DIM, first_key, b);
-    tma_store_3d(maps.dv, shared.v[half], kv * HEAD_DIM, first_key, b);
+    if (value_flags & VALUE_PROJECTED) tma_store_3d(maps.dv, shared.v[half], kv * HEAD_DIM, first_key, b);
+    if (value_flags & VALUE_OWN) tma_store_3d(maps.dv_own, shared.dv[half], kv * HEAD_DIM, first_key, b);
     bulk_commit();
     bulk_wait_read<0>();
+  }
+
+  // ---- dQ of all queries of the sequence, by the block whose share is the last one
+  for (i32 step = max(last - 1, 0); step <= last; ++step)
+    for (i32 of = 0; of < HALVES; ++of) mbarrier_wait(&shared.dq_empty[of][step % 2], step / 2 & 1); // all of ours are added
+  if (ORDERED) {
+    if (block != 0) return;
+  } else {
+    if (threadIdx.x == 128) {
+      u32 *finished = turns + u64(gridDim.z) * gridDim.y * group * tiles * HALVES + pair;
+      shared.finished = turn_count(finished);
+      if (shared.finished == gridDim.x - 1) *finished = 0;
+    }
+    named_barrier_sync(BOTH_WARPGROUPS, 256);
+    if (shared.finished != gridDim.x - 1) return;
+  }
+#pragma unroll 1
+  for (i32 part = i32(threadIdx.x / 32) - 4; part < group * tiles * HALVES; part += 8) {
+    const u32 index = u32(first_head) * u32(tiles * HALVES) + u32(part);
+    const i32 member = part / (tiles * HALVES), t = part % (tiles * HALVES) * (TILE / HALVES);
+    project_queries<!ORDERED>(projection, dq_sum + u64(index) * DQ_FLOATS, group * kv + member, pitch, b * T, t,
+                              projection.gain_sums + index);
   }
 }
 
@@ -444,19 +634,25 @@ __device__ __forceinline__ void attention_backward(const BackwardMaps &maps, con
 using namespace birdie;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    attention_backward_causal_d64(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k,
-                                  const __grid_constant__ TensorMap v, const __grid_constant__ TensorMap dout,
-                                  const __grid_constant__ TensorMap dk, const __grid_constant__ TensorMap dv, const float *lse,
-                                  const float *delta, bf16 *dq, i32 dq_stride, float *dq_sum, u32 *turns, i32 T, i32 Tp,
-                                  i32 group) {
-  attention_backward<true>({&q, &k, &v, &dout, &dk, &dv}, lse, delta, dq, dq_stride, dq_sum, turns, T, Tp, group);
+    attention_backward_causal_d64(
+        const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v,
+        const __grid_constant__ TensorMap dout, const __grid_constant__ TensorMap dk, const __grid_constant__ TensorMap dv,
+        const __grid_constant__ TensorMap dv_extra, const __grid_constant__ TensorMap dv_own, i32 value_flags, const float *lse,
+        const float *delta, const bf16 *ready, i32 C, bf16 *dqkv, i32 S, const float *inverse_rms, const float *rope, i32 pairs,
+        const float *q_gain, float *gain_sums, RowScale scale, float *dq_sum, u32 *turns, i32 T, i32 Tp, i32 group) {
+  attention_backward<true>({&q, &k, &v, &dout, &dk, &dv, &dv_extra, &dv_own},
+                           {ready, C, dqkv, S, inverse_rms, rope, pairs, q_gain, gain_sums, scale, T}, value_flags, lse, delta, dq_sum, turns,
+                           Tp, group);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    attention_backward_unordered_causal_d64(const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k,
-                                            const __grid_constant__ TensorMap v, const __grid_constant__ TensorMap dout,
-                                            const __grid_constant__ TensorMap dk, const __grid_constant__ TensorMap dv,
-                                            const float *lse, const float *delta, bf16 *dq, i32 dq_stride, float *dq_sum,
-                                            u32 *turns, i32 T, i32 Tp, i32 group) {
-  attention_backward<false>({&q, &k, &v, &dout, &dk, &dv}, lse, delta, dq, dq_stride, dq_sum, turns, T, Tp, group);
+    attention_backward_unordered_causal_d64(
+        const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v,
+        const __grid_constant__ TensorMap dout, const __grid_constant__ TensorMap dk, const __grid_constant__ TensorMap dv,
+        const __grid_constant__ TensorMap dv_extra, const __grid_constant__ TensorMap dv_own, i32 value_flags, const float *lse,
+        const float *delta, const bf16 *ready, i32 C, bf16 *dqkv, i32 S, const float *inverse_rms, const float *rope, i32 pairs,
+        const float *q_gain, float *gain_sums, RowScale scale, float *dq_sum, u32 *turns, i32 T, i32 Tp, i32 group) {
+  attention_backward<false>({&q, &k, &v, &dout, &dk, &dv, &dv_extra, &dv_own},
+                           {ready, C, dqkv, S, inverse_rms, rope, pairs, q_gain, gain_sums, scale, T}, value_flags, lse, delta, dq_sum, turns,
+                           Tp, group);
 }

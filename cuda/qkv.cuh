@@ -1,4 +1,4 @@
-// What the forward (gemm_qkv.cu) and the backward (qkv.cu) of the step between the QKV product and attention share.
+// What the forward (gemm_qkv.cu) and the backward (the end of attention_backward.cu, and qkv.cu) of the step between the QKV product and attention share.
 //
 // Heads of a token, in the order of their columns: H of q, KV of k, KV of v. Those of q and k are normalised; the factor that did it
 // is kept as inverse_rms f32 [N, R], R = 4 ceil((H + KV) / 4): four heads of a token are 16 aligned bytes. It is f / rms, f the row's
@@ -37,6 +37,19 @@ struct MixCoefficients {
     if (s.mode == VALUE_LAMBDA) c0 = s.mix[0], c1 = s.mix[1];
   }
 };
+
+// Rotates channels of a head from `first` on back; 2 `pairs` of its channels are rotated. `partner` gives another channel of the head.
+template <int N, typename F>
+__device__ __forceinline__ void rotate_pairs_back(float (&x)[N], const float *angles, i32 pairs, i32 first, F partner) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const i32 channel = first + i;
+    if (channel >= 2 * pairs) continue;
+    const bool low = channel < pairs;
+    const float *angle = angles + (low ? channel : channel - pairs);
+    x[i] = x[i] * angle[0] + (low ? -1.f : 1.f) * angle[pairs] * partner(low ? channel + pairs : channel - pairs);
+  }
+}
 
 __device__ __forceinline__ i32 inverse_rms_pitch(i32 H, i32 KV) { return (H + KV + 3) & ~3; }
 

@@ -168,7 +168,7 @@ fn products_compute_whole_tiles_and_no_more() {
 }
 
 /// Kernels whose passes through shared memory are not all needed, why, and the largest share.
-const CONFLICTS: [(&str, &str, f64); 5] = [
+const CONFLICTS: [(&str, &str, f64); 4] = [
     (
         "mix_norm_backward",
         "sums of columns over the CTA's rows after the main loop, once per CTA",
@@ -177,11 +177,6 @@ const CONFLICTS: [(&str, &str, f64); 5] = [
     (
         "embedding_backward",
         "sums of columns over the CTA's rows after the main loop, once per CTA",
-        0.4,
-    ),
-    (
-        "qkv_backward",
-        "sums over the CTA's rows after the main loop, once per CTA",
         0.4,
     ),
     (

@@ -50,6 +50,11 @@ impl AttentionShape {
         self.statistics() / 32 + self.sequences * self.kv_heads
     }
 
+    /// Elements of [`AttentionGradient::gain_sums`](super::attention_backward::AttentionGradient).
+    pub fn gain_sums(self) -> u64 {
+        self.statistics() / 32
+    }
+
     /// Score elements that the mask leaves, over all heads.
     pub(super) fn scores(self) -> u64 {
         self.sequences * self.heads() * (self.tokens * (self.tokens + 1) / 2)

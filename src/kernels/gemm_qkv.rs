@@ -10,7 +10,7 @@ use super::row_scale::RowScale;
 use super::{Checks, DevPtr, Kernels, Matrix, Work};
 
 impl Kernels {
-    /// From `x [N, d]` and `weight [S, d]` to attention's input and what [`Kernels::qkv_backward`] needs. The rows of x Wᵀ are multiplied
+    /// From `x [N, d]` and `weight [S, d]` to attention's input and what [`Kernels::attention_backward`] and [`Kernels::value_backward`] need. The rows of x Wᵀ are multiplied
     /// by `scale`. The columns of the product behind q, k and v, where there are any, are the logits of the gates: they go to `gates` bf16
     /// `[N, gate_columns]`.
     pub fn gemm_qkv(

@@ -1,11 +1,12 @@
-//! Twin of `cuda/qkv.cu`: between the QKV product and attention, backwards. The way forward is in [`super::gemm_qkv`].
+//! Twin of `cuda/qkv.cu`: between the QKV product and attention, backwards, as far as [`super::attention_backward`] does not go that way.
+//! The way forward is in [`super::gemm_qkv`].
 
 use anyhow::Result;
 use cust::stream::Stream;
 
 use super::attention_forward::{AttentionShape, HEAD_DIM};
 use super::row_scale::RowScale;
-use super::{Checks, DevPtr, Kernels, MOST_HEADS, Work, address, head_grid};
+use super::{Checks, DevPtr, Kernels, MOST_HEADS, Work, address, flat_grid};
 
 /// How a layer's value is mixed with layer 0's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,14 +100,12 @@ pub enum FirstRole {
     Take,
 }
 
-/// Operands of the backward kernel beyond [`QkvOperands`].
+/// Operands of [`Kernels::value_backward`] beyond [`QkvOperands`].
 #[derive(Clone, Copy, Debug)]
-pub struct QkvGradients {
-    /// Gradient of attention's input, bf16 `[N, C]`.
-    pub dout: DevPtr,
-    /// Further gradient of v, bf16 `[N, KV 64]` (from XSA).
-    pub dv_extra: Option<DevPtr>,
-    /// Gradient of the raw projection, bf16 `[N, stride]`, its rows times `scale`; its gate columns are left alone.
+pub struct ValueGradients {
+    /// Gradient of attention's v, bf16 `[N, KV 64]`; becomes that of the projection's v without `scale`.
+    pub dv: DevPtr,
+    /// Gradient of the raw projection, bf16 `[N, stride]`, its rows times `scale`: the columns of v are written.
     pub dqkv: DevPtr,
     pub stride: u64,
     /// What the rows of the projection were multiplied by.
@@ -114,16 +113,13 @@ pub struct QkvGradients {
     /// bf16 `[N, KV 64]`; needed for every role but `None`.
     pub dv_first: Option<DevPtr>,
     pub role: FirstRole,
-    /// Gets the gradient of the projection's v without `scale`, bf16 `[N, KV 64]`: what a value embedding is summed from.
-    pub dv: Option<DevPtr>,
-    /// f32 `[qkv_partials, H + 2]`.
+    /// f32 `[value_partials, 2]`.
     pub partial: DevPtr,
 }
 
-/// Rows of the partial sums of [`Kernels::qkv_backward`].
-pub fn qkv_partials(shape: AttentionShape) -> u32 {
-    let heads = shape.heads() + 2 * shape.kv_heads;
-    head_grid(shape.sequences * shape.tokens * heads, heads)
+/// Rows of the partial sums of [`Kernels::value_backward`].
+pub fn value_partials(shape: AttentionShape) -> u32 {
+    flat_grid(shape.sequences * shape.tokens * shape.kv_heads * HEAD_DIM)
 }
 
 /// Rotary table `[tokens, dims]`: the cosines, then the sines of `t base^(-2i/dims)`. As published, the angle is a product of f32s.
@@ -231,21 +227,21 @@ pub(super) fn check_heads(checks: Checks, shape: AttentionShape) -> Result<()> {
 }
 
 impl Kernels {
-    /// Gradient of [`Kernels::gemm_qkv`] down to the raw projection; the parameters' sums are finished by [`Kernels::qkv_backward_finish`].
-    pub fn qkv_backward(
+    /// Gradient of the value mix of [`Kernels::gemm_qkv`] down to the raw projection; the parameters' sums are finished by
+    /// [`Kernels::value_backward_finish`].
+    pub fn value_backward(
         &self,
         stream: &Stream,
         operands: &QkvOperands,
-        g: &QkvGradients,
+        g: &ValueGradients,
     ) -> Result<Work> {
-        let checks = Checks("qkv_backward");
+        let checks = Checks("value_backward");
         let c = operands.common(checks)?;
         let (shape, rows) = (operands.shape, operands.rows());
         let (rows_int, stride) = (checks.int("N", rows)?, checks.int("S", g.stride)?);
         let (columns, kv_width) = (shape.columns(), shape.kv_heads * HEAD_DIM);
-        let grid = qkv_partials(shape);
-        checks.array("dout", g.dout, 2, &[rows, columns])?;
-        checks.optional("dv_extra", g.dv_extra, 2, &[rows, kv_width])?;
+        let grid = value_partials(shape);
+        checks.array("dv", g.dv, 2, &[rows, kv_width])?;
         checks.limit(g.stride >= columns && g.stride.is_multiple_of(8), || {
             format!(
                 "rows of dqkv have {} columns, {columns} needed, in multiples of 8",
@@ -254,13 +250,7 @@ impl Kernels {
         })?;
         checks.array("dqkv", g.dqkv, 2, &[rows, g.stride])?;
         checks.optional("dv_first", g.dv_first, 2, &[rows, kv_width])?;
-        checks.optional("dv", g.dv, 2, &[rows, kv_width])?;
-        checks.array(
-            "partial",
-            g.partial,
-            4,
-            &[u64::from(grid), shape.heads() + 2],
-        )?;
+        checks.array("partial", g.partial, 4, &[u64::from(grid), 2])?;
         let mixes = operands.mix != ValueMix::None;
         let fits = match g.role {
             FirstRole::None | FirstRole::Take => !mixes,
@@ -281,8 +271,8 @@ impl Kernels {
             FirstRole::Add => 2,
             FirstRole::Take => 3,
         };
-        let (extra, first) = (address(g.dv_extra), address(g.dv_first));
-        let dv = address(g.dv);
+        let first = address(g.dv_first);
+        let values = g.dqkv.offset(2 * (columns - kv_width));
         let scale = RowScale::parameter(g.scale, checks, rows)?;
         self.launch(
             stream,
@@ -291,16 +281,10 @@ impl Kernels {
             256,
             0,
             &[
-                &g.dout,
-                &extra,
-                &operands.ready,
-                &operands.inverse_rms,
+                &g.dv,
                 &c.v_raw,
-                &g.dqkv,
+                &values,
                 &stride,
-                &operands.q_gain,
-                &operands.rope,
-                &c.pairs,
                 &c.ids,
                 &c.table,
                 &c.scale,
@@ -310,67 +294,84 @@ impl Kernels {
                 &c.mode,
                 &first,
                 &role,
-                &dv,
                 &g.partial,
                 &scale,
                 &rows_int,
-                &c.tokens,
-                &c.heads,
                 &c.kv_heads,
             ],
         )?;
-        // dout and dqkv, and the result of the forward without its values.
+        // dv twice and dqkv; v_raw and v_first with a mix; dv_first.
+        let tensors = 3
+            + 2 * u64::from(mixes)
+            + match g.role {
+                FirstRole::None => 0,
+                FirstRole::Write | FirstRole::Take => 1,
+                FirstRole::Add => 2,
+            };
         self.done(Work {
-            flops: 14 * rows * columns,
-            bytes: 2 * rows * (3 * columns - kv_width),
+            flops: 8 * rows * kv_width,
+            bytes: 2 * rows * tensors * kv_width,
         })
     }
 
-    /// Adds the partial sums up: gradients of q_gain (f32 `[H]`) and of the mix's parameters.
-    #[allow(clippy::too_many_arguments)] // the operands of one operation
-    pub fn qkv_backward_finish(
+    /// Adds the partial sums of [`Kernels::value_backward`] up: the gradient of the mix's parameters.
+    pub fn value_backward_finish(
         &self,
         stream: &Stream,
         shape: AttentionShape,
         partial: DevPtr,
-        q_gain_grad: DevPtr,
         mix: ValueMix,
-        mix_grad: Option<DevPtr>,
+        mix_grad: DevPtr,
         accumulate: bool,
     ) -> Result<Work> {
-        let checks = Checks("qkv_backward_finish");
+        let checks = Checks("value_backward_finish");
         check_heads(checks, shape)?;
-        let (count, heads) = (qkv_partials(shape) as i32, shape.heads() as i32);
-        checks.array("partial", partial, 4, &[count as u64, shape.heads() + 2])?;
-        checks.list("q_gain_grad", q_gain_grad, 4, &[shape.heads()])?;
-        if mix != ValueMix::None {
-            let Some(grad) = mix_grad else {
-                anyhow::bail!("kernel {}: {mix:?} without mix_grad", checks.0)
-            };
-            checks.list("mix_grad", grad, 4, &[mix.mode() as u64])?;
-        }
+        let count = value_partials(shape) as i32;
+        checks.array("partial", partial, 4, &[count as u64, 2])?;
+        checks.limit(mix != ValueMix::None, || "no mix has no gradient".into())?;
+        checks.list("mix_grad", mix_grad, 4, &[mix.mode() as u64])?;
         let (parameters, mode) = (mix.parameters(checks)?, mix.mode());
-        let (grad, accumulate) = (address(mix_grad), i32::from(accumulate));
+        let accumulate = i32::from(accumulate);
         self.launch(
             stream,
             checks.0,
             [1, 1, 1],
-            128,
+            32,
             0,
-            &[
-                &partial,
-                &count,
-                &heads,
-                &q_gain_grad,
-                &parameters,
-                &mode,
-                &grad,
-                &accumulate,
-            ],
+            &[&partial, &count, &parameters, &mode, &mix_grad, &accumulate],
         )?;
         self.done(Work {
-            flops: count as u64 * (shape.heads() + 2),
-            bytes: 4 * count as u64 * (shape.heads() + 2),
+            flops: 2 * count as u64,
+            bytes: 8 * count as u64,
+        })
+    }
+
+    /// The gradient of the queries' gains, f32 `[H]`, from what [`Kernels::attention_backward`] leaves, f32 `[B, H, Tp / 32]`.
+    pub fn q_gain_gradient(
+        &self,
+        stream: &Stream,
+        shape: AttentionShape,
+        gain_sums: DevPtr,
+        q_gain_grad: DevPtr,
+        accumulate: bool,
+    ) -> Result<Work> {
+        let checks = Checks("q_gain_gradient");
+        check_heads(checks, shape)?;
+        checks.array("gain_sums", gain_sums, 4, &[shape.gain_sums()])?;
+        checks.list("q_gain_grad", q_gain_grad, 4, &[shape.heads()])?;
+        let parts = checks.int("Tp / 32", shape.padded_tokens() / 32)?;
+        let (sequences, accumulate) = (checks.int("B", shape.sequences)?, i32::from(accumulate));
+        self.launch(
+            stream,
+            checks.0,
+            [shape.heads() as u32, 1, 1],
+            256,
+            0,
+            &[&gain_sums, &parts, &sequences, &q_gain_grad, &accumulate],
+        )?;
+        self.done(Work {
+            flops: shape.gain_sums(),
+            bytes: 4 * shape.gain_sums(),
         })
     }
 }

@@ -11,14 +11,14 @@ use super::device::Device;
 use super::forward::Input;
 use super::network::Network;
 use crate::arena::Tensor;
-use crate::kernels::attention_backward::{AttentionGradient, QuerySum, QuerySums};
+use crate::kernels::attention_backward::{AttentionGradient, QuerySum, QuerySums, ValueGradient};
 use crate::kernels::attention_output::{AttentionOutputGradients, attention_output_partials};
 use crate::kernels::embedding::{Segments, embedding_partials};
 use crate::kernels::flat_grid;
 use crate::kernels::gemm::{self, Orientation, SplitReduce};
 use crate::kernels::head_loss::head_partials;
 use crate::kernels::norm_mix::{MixGradients, row_partials};
-use crate::kernels::qkv::{FirstRole, QkvGradients, ValueMix};
+use crate::kernels::qkv::{FirstRole, QkvOperands, ValueGradients, ValueMix};
 use crate::kernels::{DevPtr, MOST_VALUE_EMBEDDINGS, Matrix};
 
 /// One parameter's part of a weight gradient: rows of the product, and the scale folded into the weight.
@@ -280,13 +280,26 @@ impl Network {
             let out = device.at(self.layout.named_gradient(&bias));
             kernels.gate_bias_sum(stream, partial, count, heads, out, accumulate)?;
         }
+        let qkv = self.qkv(device, input, index, pass);
+        let role = self.first_role(index);
+        let dv = w.dv.map(|t| device.at(t));
+        let values = match dv {
+            Some(dv) if role != FirstRole::None => ValueGradient::Kept { dv },
+            Some(dv) if pass.value_embedding.is_some() => ValueGradient::ProjectedAndKept { dv },
+            _ => ValueGradient::Projected,
+        };
+        let gain_sums = device.at(w.gain_sums);
         let gradient = AttentionGradient {
-            shape,
-            qkv: device.at(a.qkv_ready),
+            qkv,
             dout: device.at(w.dy),
             lse: device.at(a.lse),
             delta: device.at(w.delta),
-            dqkv: device.at(w.dqkv_ready),
+            dv_extra: xsa.then(|| device.at(w.dv_extra)),
+            dqkv: device.at(w.dqkv),
+            stride: config.projected_columns() as u64,
+            scale: Some(self.attention_norm(device, a, layer)),
+            values,
+            gain_sums,
             scratch: QuerySums {
                 sums: device.at(w.query_sums),
                 turns: device.at(w.query_turns),
@@ -294,55 +307,56 @@ impl Network {
             order: QuerySum::Ordered,
         };
         kernels.attention_backward(stream, &gradient)?;
+        let gain = Self::block_name(layer, "attn.q_gain");
+        let out = device.at(self.layout.named_gradient(&gain));
+        kernels.q_gain_gradient(stream, shape, gain_sums, out, accumulate)?;
 
-        let qkv = self.qkv(device, input, index, pass);
-        let scale = self.attention_norm(device, a, layer);
-        let mut gradients = QkvGradients {
-            dout: device.at(w.dqkv_ready),
-            dv_extra: xsa.then(|| device.at(w.dv_extra)),
-            dqkv: device.at(w.dqkv),
-            scale: Some(scale),
-            stride: config.projected_columns() as u64,
-            dv_first: Some(device.at(w.dv_first)),
-            role: self.first_role(index),
-            // The gradient of attention's output is done with.
-            dv: pass.value_embedding.map(|_| device.at(w.dy)),
-            partial,
-        };
         // With a gate later layers mix in the first layer's V without its value embedding, which then has the gradient of the
         // layer's own attention alone.
-        let own_values = pass.value_embedding.filter(|_| {
-            gradients.role == FirstRole::Take && config.value_residual == ValueResidual::Gate
-        });
-        if let Some(j) = own_values {
-            let role = std::mem::replace(&mut gradients.role, FirstRole::None);
-            kernels.qkv_backward(stream, &qkv, &gradients)?;
+        let own = role == FirstRole::Take && config.value_residual == ValueResidual::Gate;
+        if let (Some(j), true) = (pass.value_embedding, own) {
             self.sum_values_by_token(device, input, j)?;
-            gradients.role = role;
         }
-        kernels.qkv_backward(stream, &qkv, &gradients)?;
-        let mix_name = match qkv.mix {
-            ValueMix::None => None,
-            ValueMix::Gate { .. } => Some("attn.vrl_gate"),
-            ValueMix::Lambda { .. } => Some("attn.vr_lambda"),
-        };
-        let gradient =
-            |name: &str| device.at(self.layout.named_gradient(&Self::block_name(layer, name)));
-        // NOTE: a replayed first layer mixes in its later pass alone; that one comes first here, and the other leaves the factors'
-        // gradient as it is.
-        kernels.qkv_backward_finish(
-            stream,
-            shape,
-            partial,
-            gradient("attn.q_gain"),
-            qkv.mix,
-            mix_name.map(gradient),
-            accumulate,
-        )?;
-        if let (Some(j), None) = (pass.value_embedding, own_values) {
+        if let ValueGradient::Kept { dv } = values {
+            self.value_backward(device, a, layer, (&qkv, dv, role), accumulate)?;
+        }
+        if let (Some(j), false) = (pass.value_embedding, own) {
             self.sum_values_by_token(device, input, j)?;
         }
         self.qkv_projection_backward(device, input, a, layer, accumulate)
+    }
+
+    /// From the gradient of attention's V to those of the projection's V, of the first pass's V and of the mix.
+    fn value_backward(
+        &self,
+        device: &Device,
+        a: &PassActivations,
+        layer: usize,
+        (qkv, dv, role): (&QkvOperands, DevPtr, FirstRole),
+        accumulate: bool,
+    ) -> Result<()> {
+        let (kernels, stream, w) = (&device.kernels, &device.stream, &self.workspace);
+        let partial = device.at(w.partial);
+        let gradients = ValueGradients {
+            dv,
+            dqkv: device.at(w.dqkv),
+            stride: self.config.projected_columns() as u64,
+            scale: Some(self.attention_norm(device, a, layer)),
+            dv_first: w.dv_first.map(|t| device.at(t)),
+            role,
+            partial,
+        };
+        kernels.value_backward(stream, qkv, &gradients)?;
+        let name = match qkv.mix {
+            ValueMix::None => return Ok(()),
+            ValueMix::Gate { .. } => "attn.vrl_gate",
+            ValueMix::Lambda { .. } => "attn.vr_lambda",
+        };
+        // NOTE: a replayed first layer mixes in its later pass alone; that one comes first here, and the other leaves the factors'
+        // gradient as it is.
+        let out = device.at(self.layout.named_gradient(&Self::block_name(layer, name)));
+        kernels.value_backward_finish(stream, qkv.shape, partial, qkv.mix, out, accumulate)?;
+        Ok(())
     }
 
     /// Weight gradients of the QKV product, and the gradient of its normalised input, times the norm's factor, in `workspace.d_inner`.
@@ -387,23 +401,24 @@ impl Network {
     fn first_role(&self, index: usize) -> FirstRole {
         let passes = self.config.passes.len();
         match index {
-            _ if self.config.value_residual == ValueResidual::Off || passes == 1 => FirstRole::None,
+            _ if !self.config.passes_on_values() => FirstRole::None,
             0 => FirstRole::Take,
             _ if index + 1 == passes => FirstRole::Write,
             _ => FirstRole::Add,
         }
     }
 
-    /// V's gradient of a value-embedding layer, in `workspace.dy`, summed by token.
+    /// V's gradient of a value-embedding layer, in `workspace.dv`, summed by token.
     fn sum_values_by_token(&self, device: &Device, input: &Input, j: usize) -> Result<()> {
         let (config, w) = (&self.config, &self.workspace);
         let kv = config.kv_dim();
-        let tables = w.ve_tables.expect("planned with the value embedding");
+        let planned = "planned with the value embedding";
+        let (tables, dv) = (w.ve_tables.expect(planned), w.dv.expect(planned));
         let each = (config.vocab * kv) as u64;
         device.kernels.segment_sum_f32(
             &device.stream,
             &self.token_segments(device, input),
-            device.at(w.dy),
+            device.at(dv),
             kv as u64,
             kv as u64,
             device.at(tables.slice(each * j as u64, each)),

@@ -159,8 +159,6 @@ pub struct Workspace {
     /// `[N, F]`, and sums of its product with the pre-activations by rows f32 `[parts, N]`.
     pub dpre: Tensor,
     pub dots: Tensor,
-    /// `[N, C]`
-    pub dqkv_ready: Tensor,
     /// `[N, S]`
     pub dqkv: Tensor,
     /// `[B, H, Tp]` f32
@@ -168,9 +166,13 @@ pub struct Workspace {
     /// Sums of dQ `[B, H, Tp, 64]` f32, and how many have added `[B, H, Tp / 32]` u32. Zero between launches, so of nobody else.
     pub query_sums: Tensor,
     pub query_turns: Tensor,
-    /// `[N, KV 64]`
+    /// `[N, KV 64]`: what XSA adds to the gradient of V, V's gradient where more than a projection is made of it, and what passes leave of
+    /// it for the first one.
     pub dv_extra: Tensor,
-    pub dv_first: Tensor,
+    pub dv: Option<Tensor>,
+    pub dv_first: Option<Tensor>,
+    /// Sums of the gradients of the queries' gains `[B, H, Tp / 32]` f32.
+    pub gain_sums: Tensor,
     /// Gradient of each kept encoder output through its skip, by pass `[N, d]`.
     pub dskip: Vec<Option<Tensor>>,
     /// Partial sums of kernels that reduce over rows, f32.
@@ -411,7 +413,6 @@ impl Workspace {
                 Element::F32,
                 &[square_parts(config.hidden as u64) as usize, n],
             ),
-            dqkv_ready: reserve("d qkv ready", Element::Bf16, &[n, config.qkv_columns()]),
             dqkv: reserve("d qkv", Element::Bf16, &[n, config.projected_columns()]),
             delta: reserve(
                 "attention delta",
@@ -433,7 +434,16 @@ impl Workspace {
                 ],
             ),
             dv_extra: reserve("dv of xsa", Element::Bf16, &[n, kv]),
-            dv_first: reserve("dv of the first layer", Element::Bf16, &[n, kv]),
+            dv: (config.value_embedding.is_some() || config.passes_on_values())
+                .then(|| reserve("dv", Element::Bf16, &[n, kv])),
+            dv_first: config
+                .passes_on_values()
+                .then(|| reserve("dv of the first layer", Element::Bf16, &[n, kv])),
+            gain_sums: reserve(
+                "sums of d q gain",
+                Element::F32,
+                &[config.heads, sizes.backward_padded_tokens / 32],
+            ),
             dskip: (0..config.passes.len())
                 .map(|pass| {
                     used_by_skip(pass)

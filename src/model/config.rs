@@ -298,10 +298,15 @@ impl Config {
         pass > 0 && self.value_residual != ValueResidual::Off
     }
 
+    /// Whether passes mix in the V of the first one.
+    pub fn passes_on_values(&self) -> bool {
+        self.passes.len() > 1 && self.value_residual != ValueResidual::Off
+    }
+
     /// Whether the V of a pass is kept as it was before embedding and mix: for the gradient of the pass's own mix; or, of the first pass, for
     /// gates to mix in, where an embedding has changed it.
     pub fn keeps_raw_value(&self, pass: usize) -> bool {
-        let gated_in = self.value_residual == ValueResidual::Gate && self.passes.len() > 1;
+        let gated_in = self.value_residual == ValueResidual::Gate && self.passes_on_values();
         let embedded = self.passes[pass].value_embedding.is_some();
         self.mixes_values(pass) || (pass == 0 && gated_in && embedded)
     }

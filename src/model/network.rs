@@ -22,7 +22,7 @@ use crate::kernels::embedding::{embedding_partials, segment_chunks};
 use crate::kernels::gemm::{self, Orientation};
 use crate::kernels::head_loss::head_partials;
 use crate::kernels::norm_mix::row_partials;
-use crate::kernels::qkv::qkv_partials;
+use crate::kernels::qkv::value_partials;
 use crate::kernels::quantize::{CastWeight, FakeQuantize as When};
 use crate::kernels::{MOST_VALUE_EMBEDDINGS, flat_grid};
 use crate::recipe::{Quantizer, Recipe, StorageType};
@@ -381,7 +381,7 @@ fn sizes(config: &Config, recipe: &Recipe, ranks: usize, layout: &Layout) -> Siz
     let table = (config.vocab * config.kv_dim()) as u64;
     let partial = [
         u64::from(row_partials(n, d)) * 4 * d,
-        largest_shape(&qkv_partials) * (heads + 2),
+        largest_shape(&value_partials) * 2,
         largest_shape(&|shape| {
             let partials = [false, true].map(|xsa| attention_output_partials(shape, xsa));
             partials[0].max(partials[1])

@@ -1,29 +1,34 @@
 //! `attention_forward` with and without XSA and gate, `attention_backward`, `attention_decode`.
 
 use birdie::kernels::Matrix;
-use birdie::kernels::attention_backward::{AttentionGradient, QuerySum, QuerySums};
+use birdie::kernels::attention_backward::{AttentionGradient, QuerySum, QuerySums, ValueGradient};
 use birdie::kernels::attention_decode::{AttentionDecode, NewKeys, decode_scratch};
 use birdie::kernels::attention_forward::{AttentionForward, AttentionShape, Gate, gate_columns};
 use birdie::kernels::attention_output::{
     AttentionOutput, AttentionOutputGradients, attention_output_partials,
 };
 
+use birdie::kernels::qkv::{QkvOperands, ValueMix, inverse_rms_pitch, rope_table};
+
 use crate::attention_output::{gradient, output};
 use crate::device::{Buffer, Gpu};
 use crate::numbers::{Random, assert_close, bf16, distance};
+use crate::qkv::rotate;
+use crate::row_scale::Sums;
 
 const D: usize = 64;
 
-struct Reference {
+pub struct Reference {
     out: Vec<f64>,
     /// log2-sum-exp2, `[B, H, Tp]`.
     lse: Vec<f64>,
-    delta: Vec<f64>,
-    dqkv: Vec<f64>,
+    pub delta: Vec<f64>,
+    /// Gradient of attention's input.
+    pub dqkv: Vec<f64>,
 }
 
 /// Attention and its gradient in f64, one query at a time.
-fn reference(shape: AttentionShape, qkv: &[f64], dout: &[f64]) -> Reference {
+pub fn reference(shape: AttentionShape, qkv: &[f64], dout: &[f64]) -> Reference {
     let (tokens, heads, kv_heads) = (
         shape.tokens as usize,
         shape.heads() as usize,
@@ -175,87 +180,254 @@ fn forward_and_backward() {
             1e-4,
         );
 
-        for order in [QuerySum::Ordered, QuerySum::Unordered] {
-            let got = backward(&gpu, shape, &qkv_d, &dout_d, &lse, &want.delta, order);
-            assert_gradients(&format!("{shape:?} {order:?}"), shape, &got, &want.dqkv);
+        for (j, order) in [QuerySum::Ordered, QuerySum::Unordered]
+            .into_iter()
+            .enumerate()
+        {
+            let projection = Projection::new(&gpu, shape, (2 * i + j) as u64);
+            let got = projection.backward(&gpu, &qkv_d, &dout_d, &lse, &want.delta, order);
+            projection.check(&format!("{shape:?} {order:?}"), &qkv, &want.dqkv, &got);
         }
     }
 }
 
-/// Two launches on the same scratch, which has to be left as it was found.
-fn backward(
-    gpu: &Gpu,
+/// What made attention's input of the raw projection, on the device too. The factors are such that the gradients stay of their size.
+struct Projection {
     shape: AttentionShape,
-    qkv: &Buffer,
-    dout: &Buffer,
-    lse: &Buffer,
-    delta: &[f64],
-    order: QuerySum,
-) -> Vec<f64> {
-    let delta = gpu.f32(delta);
-    let turns = gpu.f32(&vec![0.0; shape.query_turns() as usize]);
-    let sums = match order {
-        QuerySum::Ordered => gpu.poison(4 * shape.query_sums()),
-        QuerySum::Unordered => gpu.f32(&vec![0.0; shape.query_sums() as usize]),
-    };
-    let results = [(); 2].map(|()| {
-        let dqkv = gpu.poison(2 * shape.sequences * shape.tokens * shape.columns());
-        let gradient = AttentionGradient {
-            shape,
-            qkv: qkv.ptr(),
-            dout: dout.ptr(),
-            lse: lse.ptr(),
-            delta: delta.ptr(),
-            dqkv: dqkv.ptr(),
-            scratch: QuerySums {
-                sums: sums.ptr(),
-                turns: turns.ptr(),
-            },
-            order,
-        };
-        gpu.kernels
-            .attention_backward(&gpu.stream, &gradient)
-            .unwrap();
-        gpu.wait();
-        dqkv
-    });
-    assert!(
-        turns.bytes().iter().all(|&b| b == 0),
-        "{shape:?}: turns are left at zero"
-    );
-    match order {
-        QuerySum::Ordered => assert!(
-            results[0].bytes() == results[1].bytes(),
-            "{shape:?}: the same inputs, other bits"
-        ),
-        QuerySum::Unordered => assert!(
-            sums.bytes().iter().all(|&b| b == 0),
-            "{shape:?}: sums are left at zero"
-        ),
-    }
-    results[0].read_bf16()
+    /// Of the projection: there are columns of gates behind q, k and v.
+    stride: usize,
+    inverse_rms: Vec<f64>,
+    gain: Vec<f64>,
+    /// Published are 16.
+    rope_dims: u64,
+    rope: Vec<f64>,
+    sums: Option<Sums>,
+    extra: Option<Vec<f64>>,
+    /// 0 to the projection, 1 there and as it is, 2 as it is.
+    values: u64,
+    on_device: [Buffer; 3],
+    extra_on_device: Option<Buffer>,
 }
 
-fn assert_gradients(what: &str, shape: AttentionShape, got: &[f64], want: &[f64]) {
-    let (heads, kv) = (shape.heads() as usize, shape.kv_heads as usize);
-    for (name, range) in [
-        ("dq", 0..heads * D),
-        ("dk", heads * D..(heads + kv) * D),
-        ("dv", (heads + kv) * D..(heads + 2 * kv) * D),
-    ] {
-        let part = |x: &[f64]| -> Vec<f64> {
-            x.chunks_exact(shape.columns() as usize)
+/// What a backward leaves.
+struct Gradients {
+    dqkv: Vec<f64>,
+    dv: Vec<f64>,
+    gain: Vec<f64>,
+}
+
+impl Projection {
+    fn new(gpu: &Gpu, shape: AttentionShape, seed: u64) -> Self {
+        let mut random = Random::new(900 + seed);
+        let rows = shape.sequences * shape.tokens;
+        let pitch = inverse_rms_pitch(shape.heads(), shape.kv_heads);
+        let mut between = |n: u64, low: f64, high: f64| -> Vec<f64> {
+            let share = |random: &mut Random| random.below(1 << 20) as f64 / (1 << 20) as f64;
+            (0..n)
+                .map(|_| f64::from((low + (high - low) * share(&mut random)) as f32))
+                .collect()
+        };
+        let inverse_rms = between(rows * pitch, 0.3, 0.6);
+        let mut gain = between(shape.heads(), 1.2, 1.6);
+        gain.iter_mut().skip(1).step_by(2).for_each(|g| *g = -*g);
+        let rope_dims = [16, 16, 64, 16, 2, 16, 62, 16, 24][seed as usize % 9];
+        let rope: Vec<f64> = rope_table(shape.tokens, 10_000.0, rope_dims)
+            .into_iter()
+            .map(f64::from)
+            .collect();
+        let extra = (seed % 4 < 2).then(|| random.bf16(rows * shape.kv_heads * D as u64, 1.0));
+        Self {
+            shape,
+            stride: (shape.columns() + gate_columns(shape)) as usize,
+            on_device: [gpu.f32(&inverse_rms), gpu.f32(&gain), gpu.f32(&rope)],
+            inverse_rms,
+            gain,
+            rope_dims,
+            rope,
+            sums: (seed % 5 != 4).then(|| Sums::new(gpu, seed, rows, 512, 1 + seed % 5)),
+            extra_on_device: extra.as_ref().map(|extra| gpu.bf16(extra)),
+            extra,
+            values: seed % 3,
+        }
+    }
+
+    /// Two launches on the same scratch, which has to be left as it was found.
+    fn backward(
+        &self,
+        gpu: &Gpu,
+        qkv: &Buffer,
+        dout: &Buffer,
+        lse: &Buffer,
+        delta: &[f64],
+        order: QuerySum,
+    ) -> Gradients {
+        let shape = self.shape;
+        let rows = shape.sequences * shape.tokens;
+        let delta = gpu.f32(delta);
+        let turns = gpu.f32(&vec![0.0; shape.query_turns() as usize]);
+        let sums = match order {
+            QuerySum::Ordered => gpu.poison(4 * shape.query_sums()),
+            QuerySum::Unordered => gpu.f32(&vec![0.0; shape.query_sums() as usize]),
+        };
+        let [inverse_rms, gain, rope] = [0, 1, 2].map(|i| self.on_device[i].ptr());
+        let results = [(); 2].map(|()| {
+            let dqkv = gpu.poison(2 * rows * self.stride as u64);
+            let dv = gpu.poison(2 * rows * shape.kv_heads * D as u64);
+            let gain_sums = gpu.poison(4 * shape.gain_sums());
+            let gradient = AttentionGradient {
+                qkv: QkvOperands {
+                    shape,
+                    ready: qkv.ptr(),
+                    inverse_rms,
+                    v_raw: None,
+                    q_gain: gain,
+                    rope,
+                    rope_dims: self.rope_dims,
+                    value_embedding: None,
+                    mix: ValueMix::None,
+                    v_first: None,
+                },
+                dout: dout.ptr(),
+                lse: lse.ptr(),
+                delta: delta.ptr(),
+                dv_extra: self.extra_on_device.as_ref().map(Buffer::ptr),
+                dqkv: dqkv.ptr(),
+                stride: self.stride as u64,
+                scale: self.sums.as_ref().map(Sums::scale),
+                values: match self.values {
+                    0 => ValueGradient::Projected,
+                    1 => ValueGradient::ProjectedAndKept { dv: dv.ptr() },
+                    _ => ValueGradient::Kept { dv: dv.ptr() },
+                },
+                gain_sums: gain_sums.ptr(),
+                scratch: QuerySums {
+                    sums: sums.ptr(),
+                    turns: turns.ptr(),
+                },
+                order,
+            };
+            let gain_grad = gpu.f32(&vec![1.0; shape.heads() as usize]);
+            gpu.kernels
+                .attention_backward(&gpu.stream, &gradient)
+                .unwrap();
+            gpu.kernels
+                .q_gain_gradient(&gpu.stream, shape, gain_sums.ptr(), gain_grad.ptr(), true)
+                .unwrap();
+            gpu.wait();
+            [dqkv, dv, gain_grad]
+        });
+        assert!(
+            turns.bytes().iter().all(|&b| b == 0),
+            "{shape:?}: turns are left at zero"
+        );
+        match order {
+            QuerySum::Ordered => assert!(
+                (0..3).all(|i| results[0][i].bytes() == results[1][i].bytes()),
+                "{shape:?}: the same inputs, other bits"
+            ),
+            QuerySum::Unordered => assert!(
+                sums.bytes().iter().all(|&b| b == 0),
+                "{shape:?}: sums are left at zero"
+            ),
+        }
+        let [dqkv, dv, gain] = &results[0];
+        Gradients {
+            dqkv: dqkv.read_bf16(),
+            dv: dv.read_bf16(),
+            gain: gain.read_f32(),
+        }
+    }
+
+    /// The gradient of attention's input `qkv`, and with it those of the projection, of V and of the gains.
+    fn check(&self, what: &str, qkv: &[f64], dqkv: &[f64], got: &Gradients) {
+        let shape = self.shape;
+        let (heads, kv) = (shape.heads() as usize, shape.kv_heads as usize);
+        let (columns, dims) = (shape.columns() as usize, self.rope_dims as usize);
+        let pitch = inverse_rms_pitch(shape.heads(), shape.kv_heads) as usize;
+        let what = format!(
+            "{what}, {dims} rotated, extra {}, values {}",
+            self.extra.is_some(),
+            self.values
+        );
+        let mut want = vec![f64::NAN; got.dqkv.len()];
+        let mut want_dv = vec![];
+        let (mut want_gain, mut spread) = (vec![1.0; heads], vec![0.0; heads]);
+        for (row, (z, g)) in qkv
+            .chunks_exact(columns)
+            .zip(dqkv.chunks_exact(columns))
+            .enumerate()
+        {
+            let want = &mut want[row * self.stride..][..columns];
+            let angles = &self.rope[row % shape.tokens as usize * dims..][..dims];
+            for h in 0..heads + kv {
+                let gain = self.gain.get(h).copied().unwrap_or(1.0);
+                let (mut e, mut y) = (g[h * D..][..D].to_vec(), z[h * D..][..D].to_vec());
+                let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>();
+                let dot: f64 = e.iter().zip(&y).map(|(e, z)| e * z).sum();
+                if h < heads {
+                    want_gain[h] += dot / gain;
+                    spread[h] += norm(&e) * norm(&y) / (gain * gain);
+                }
+                rotate(&mut e, angles, -1.0);
+                rotate(&mut y, angles, -1.0);
+                let r = self.inverse_rms[row * pitch + h];
+                for c in 0..D {
+                    want[h * D + c] = r * (gain * e[c] - y[c] * dot / (D as f64 * gain));
+                }
+            }
+            let factor = self.sums.as_ref().map_or(1.0, |sums| sums.factors[row]);
+            for c in 0..kv * D {
+                let extra = self.extra.as_ref().map_or(0.0, |x| x[row * kv * D + c]);
+                let dv = g[(heads + kv) * D + c] + extra;
+                want_dv.push(dv);
+                want[(heads + kv) * D + c] = factor * dv;
+            }
+        }
+        let part = |x: &[f64], range: std::ops::Range<usize>| -> Vec<f64> {
+            x.chunks_exact(self.stride)
                 .flat_map(|row| row[range.clone()].to_vec())
                 .collect()
         };
-        let (got, want) = (part(got), part(want));
-        // A query that sees one key only has no gradient: compare with the scale of the inputs.
-        let error = distance(&got, &want);
-        assert!(
-            error < 0.01 || (shape.tokens == 1 && name != "dv"),
-            "{name} {what}: distance {error}"
-        );
-        assert_close(&format!("{name} {what}"), &got, &want, 0.02, 0.06);
+        let mut parts = vec![("dq", 0..heads * D), ("dk", heads * D..(heads + kv) * D)];
+        let values = (heads + kv) * D..columns;
+        if self.values < 2 {
+            parts.push(("dv", values));
+        } else {
+            let left = part(&got.dqkv, values);
+            assert!(
+                left.iter().all(|x| x.is_nan()),
+                "{what}: v is not asked for"
+            );
+        }
+        let gates = part(&got.dqkv, columns..self.stride);
+        assert!(gates.iter().all(|x| x.is_nan()), "{what}: gates");
+        let mut pairs: Vec<_> = parts
+            .into_iter()
+            .map(|(name, range)| (name, part(&got.dqkv, range.clone()), part(&want, range)))
+            .collect();
+        if self.values > 0 {
+            pairs.push(("dv kept", got.dv.clone(), want_dv));
+        } else {
+            assert!(got.dv.iter().all(|x| x.is_nan()), "{what}: dv was written");
+        }
+        for (name, got, want) in pairs {
+            // A query that sees one key only has no gradient: compare with the scale of the inputs.
+            let error = distance(&got, &want);
+            assert!(
+                error < 0.01 || (shape.tokens == 1 && !name.starts_with("dv")),
+                "{name} {what}: distance {error}"
+            );
+            assert_close(&format!("{name} {what}"), &got, &want, 0.02, 0.06);
+        }
+        for h in 0..heads {
+            // The rows' errors, a hundredth of each at most, are independent: four standard deviations, next to the sum's own rounding.
+            let bound = 0.04 * spread[h].sqrt() / (D as f64).sqrt() + 1e-3;
+            let (got, want) = (got.gain[h], want_gain[h]);
+            assert!(
+                (got - want).abs() < bound,
+                "dq_gain {h} {what}: got {got}, want {want} within {bound}"
+            );
+        }
     }
 }
 
@@ -457,8 +629,9 @@ fn xsa_and_gate_both_ways() {
         let want = reference(shape, &qkv, &want_dy).dqkv;
         let delta = delta.read_f32();
         let order = QuerySum::Ordered;
-        let got = backward(&gpu, shape, &qkv_d, &dy, &left.lse, &delta, order);
-        assert_gradients(&what, shape, &got, &want);
+        let projection = Projection::new(&gpu, shape, 40 + i as u64);
+        let got = projection.backward(&gpu, &qkv_d, &dy, &left.lse, &delta, order);
+        projection.check(&what, &qkv, &want, &got);
     }
 }
 
