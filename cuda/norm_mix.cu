@@ -7,7 +7,7 @@
 //                          otherwise
 //      mix_norm_forward    u = x | x + skip_weight skip | scale x + bias;  x_in = bf16(m0 u + m1 x0);  squares = sum of x_in^2
 //      mix_norm_backward   dx_in = dx1 + e - x_in r^2 mean(e x_in);  du = m0 dx_in;  dx0 (+)= m1 dx_in;
-//                          dx = (scale) du + extra;  dskip = skip_weight du
+//                          dx = (scale) du + extra;  dskip = skip_weight du, part of dx where x itself is the skip
 //                          sums over rows: m0: dx_in u, m1: dx_in x0, then skip_weight: du skip, or scale: du x and bias: du
 //      column_sum          out[c] (+)= factor sum_g partial[g][c]
 //    mix_norm_forward is the first block's alone: those of later blocks are the epilogue of the product before them (gemm_mix.cu).
@@ -20,8 +20,8 @@
 // 4. Pipeline: one pass; everything of a row is in registers between its loads and its stores.
 //
 // 5. Floor (predicted), N = 98304, d = 512, 34 us per tensor read or written at 3.0 TB/s: norm_forward 2 tensors, 67 us;
-//    norm_backward 4, 134 us; mix_norm_forward 3 (4 with skip), 101 us; mix_norm_backward 6 (dx1, e, x, x0, dx, dx0),
-//    201 us, and one more each for dx0's old value, skip, dskip, extra.
+//    norm_backward 4, 134 us; mix_norm_forward 2 (x is x0 in the first block), 67 us; mix_norm_backward 5 (dx1, e, x0, dx, dx0),
+//    168 us, and one more each for x where it is not x0, dx0's old value, skip and dskip where x is not the skip, extra.
 //
 // 6. Fences: __syncthreads around the scratch of add_over_slots: a slot's sums are read before they are written; and around the sums of a row
 //    that several warps hold.
@@ -105,7 +105,7 @@ __device__ __forceinline__ void mix_norm_forward(const bf16 *x, const bf16 *x0, 
 
 struct MixGradients {
   const bf16 *dx1, *scaled, *extra; // scaled: e
-  bf16 *dx, *dx0, *dskip;
+  bf16 *dx, *dx0, *dskip; // no dskip with Entry::Skip: x itself is the skip, and dx has its gradient
   float *partial;
   float *scratch; // shared memory, SLOTS * WIDTH floats
   bool dx0_accumulate;
@@ -131,7 +131,8 @@ __device__ __forceinline__ void mix_norm_backward(const bf16 *x, const bf16 *x0,
     slot.load(first, x0, row, live);
     u = value;
     if constexpr (ENTRY == Entry::Skip) {
-      slot.load(skip, p.skip, row, live);
+      if (g.dskip != nullptr) slot.load(skip, p.skip, row, live);
+      else skip = value;
       each_channel<Shape>([&](int c, int i) { u.x[c][i] = enter_skip(u.x[c][i], a.x[c][i], skip.x[c][i]); });
     }
     if constexpr (ENTRY == Entry::Recycle)
@@ -166,7 +167,10 @@ __device__ __forceinline__ void mix_norm_backward(const bf16 *x, const bf16 *x0,
         each_channel<Shape>([&](int c, int i) { first.x[c][i] += other.x[c][i]; });
       }
       slot.store(first, g.dx0, row);
-      if constexpr (ENTRY == Entry::Skip) slot.store(skip, g.dskip, row);
+      if constexpr (ENTRY == Entry::Skip) {
+        if (g.dskip != nullptr) slot.store(skip, g.dskip, row);
+        else each_channel<Shape>([&](int c, int i) { e.x[c][i] += skip.x[c][i]; });
+      }
       if (g.extra != nullptr) {
         slot.load(other, g.extra, row);
         each_channel<Shape>([&](int c, int i) { e.x[c][i] += other.x[c][i]; });

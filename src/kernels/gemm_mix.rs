@@ -50,7 +50,8 @@ impl Kernels {
         checks.array("aux", aux, 2, &[rows, d])?;
         checks.list("squares", squares, 4, &[square_parts(d), rows])?;
         let [skip, weight, scale, bias] = mix.entry.pointers();
-        let own = skip == mix.x.address;
+        // Without its tensor a skip is of x itself.
+        let skip = if mix.skips_itself() { 0 } else { skip };
         for (name, read) in [
             ("aux", aux.address),
             ("x0", mix.x0.address),
@@ -62,8 +63,6 @@ impl Kernels {
             ![mix.x0.address, x_in.address].contains(&mix.x.address),
             || "x is x0 or x_in".into(),
         )?;
-        // Without its tensor a skip is of x itself.
-        let skip = if own { 0 } else { skip };
         // aux, x0, x and x_in, perhaps the skip.
         let element_bytes = 2 * (4 + u64::from(skip != 0));
         let (tile, ctas) = self.tile(checks.0, product, element_bytes);

@@ -63,6 +63,17 @@ pub struct Mix {
 }
 
 impl Mix {
+    /// The skip is x itself, as behind the last of the encoder's passes.
+    pub fn skips_itself(&self) -> bool {
+        matches!(self.entry, Entry::Skip { skip, .. } if skip.address == self.x.address)
+    }
+
+    /// Tensors that the mix reads: x0, x, and the skip, each of them once.
+    fn inputs(&self) -> u64 {
+        let skip = matches!(self.entry, Entry::Skip { .. }) && !self.skips_itself();
+        1 + u64::from(self.x.address != self.x0.address) + u64::from(skip)
+    }
+
     pub(super) fn check(&self, checks: Checks) -> Result<(u64, &'static str)> {
         let shape = row_shape(checks, self.d)?;
         checks.limit(self.rows > 0, || "no rows".into())?;
@@ -86,7 +97,7 @@ pub struct MixGradients {
     pub dx: DevPtr,
     pub dx0: DevPtr,
     pub dx0_accumulate: bool,
-    /// With a skip: its gradient, without the other uses of that tensor.
+    /// With a skip: its gradient, without the other uses of that tensor. Absent where x itself is the skip: then `dx` has it.
     pub dskip: Option<DevPtr>,
     /// f32 `[row_partials, sums d]`.
     pub partial: DevPtr,
@@ -204,7 +215,7 @@ impl Kernels {
         )?;
         self.done(Work {
             flops: 7 * rows * d,
-            bytes: (6 + 2 * u64::from(skip != 0)) * rows * d + 4 * rows,
+            bytes: 2 * (mix.inputs() + 1) * rows * d + 4 * rows,
         })
     }
 
@@ -232,7 +243,7 @@ impl Kernels {
             &[u64::from(grid), mix.entry.sums(), d],
         )?;
         checks.limit(
-            g.dskip.is_some() == matches!(mix.entry, Entry::Skip { .. }),
+            g.dskip.is_some() == (matches!(mix.entry, Entry::Skip { .. }) && !mix.skips_itself()),
             || format!("dskip {:?} with {:?}", g.dskip, mix.entry),
         )?;
         let [skip, weight, scale, bias] = mix.entry.pointers();
@@ -268,9 +279,11 @@ impl Kernels {
                 &d_int,
             ],
         )?;
-        let tensors = 6
+        // Beside the inputs: dx1, e, dx, dx0, its old value, dskip, extra.
+        let tensors = mix.inputs()
+            + 4
             + u64::from(g.dx0_accumulate)
-            + 2 * u64::from(g.dskip.is_some())
+            + u64::from(g.dskip.is_some())
             + u64::from(g.extra.is_some());
         self.done(Work {
             flops: 24 * rows * d,

@@ -173,7 +173,7 @@ pub struct Workspace {
     pub dv_first: Option<Tensor>,
     /// Sums of the gradients of the queries' gains `[B, H, Tp / 32]` f32.
     pub gain_sums: Tensor,
-    /// Gradient of each kept encoder output through its skip, by pass `[N, d]`.
+    /// Gradients of encoder outputs through the skips of later passes than the next, by pass `[N, d]`.
     pub dskip: Vec<Option<Tensor>>,
     /// Partial sums of kernels that reduce over rows, f32.
     pub partial: Tensor,
@@ -393,9 +393,10 @@ impl Workspace {
         let wide = config.bigram.is_some_and(|b| b.dim == d)
             || config.value_embedding.as_ref().is_some_and(|v| v.dim == kv);
         let largest_table = tables.into_iter().flatten().max();
+        // Where a pass's input is its skip, too, the gradient of the two is one.
         let used_by_skip = |pass: usize| {
-            let from = |p: &super::config::Pass| matches!(p.before, Before::Skip { from, .. } if from == pass);
-            config.passes.iter().any(from)
+            let mut later = config.passes.iter().skip(pass + 2);
+            later.any(|p| matches!(p.before, Before::Skip { from, .. } if from == pass))
         };
         Self {
             dx: ["dx, even", "dx, odd"].map(|name| reserve(name, Element::Bf16, &[n, d])),

@@ -97,12 +97,14 @@ fn tiny_rows_use_the_published_epsilon() {
     assert_bf16("y", &y.read_bf16(), &normed(&x, 1.0, 128), 0.5);
 }
 
+const ENTRIES: [&str; 4] = ["plain", "skip", "skip of x", "recycle"];
+
 #[test]
 fn mix_both_ways() {
     let gpu = Gpu::new();
     for (i, (rows, d)) in SHAPES.into_iter().enumerate() {
-        for kind in 0..3 {
-            let what = format!("[{rows}, {d}], entry {kind}");
+        for kind in 0..4 {
+            let what = format!("[{rows}, {d}], {}", ENTRIES[kind as usize]);
             let mut random = Random::new(400 + 10 * i as u64 + kind);
             let n = rows * d;
             let mut row = || random.bf16(n, 1.0);
@@ -124,6 +126,10 @@ fn mix_both_ways() {
                 0 => Entry::Plain,
                 1 => Entry::Skip {
                     skip: skipd.ptr(),
+                    weight: ad.ptr(),
+                },
+                2 => Entry::Skip {
+                    skip: xd.ptr(),
                     weight: ad.ptr(),
                 },
                 _ => Entry::Recycle {
@@ -198,6 +204,7 @@ fn mix_both_ways() {
                     .map(|c| match kind {
                         0 => at(&x, c),
                         1 => at(&x, c) + a[c] * at(&skip, c),
+                        2 => at(&x, c) + a[c] * at(&x, c),
                         _ => a[c] * at(&x, c) + b[c],
                     })
                     .collect();
@@ -220,6 +227,10 @@ fn mix_both_ways() {
                             want_sums[2 * width + c] += du * at(&skip, c);
                             want_skip.push(a[c] * du);
                             want_dx.push(du);
+                        }
+                        2 => {
+                            want_sums[2 * width + c] += du * at(&x, c);
+                            want_dx.push(du + a[c] * du + at(&extra, c));
                         }
                         _ => {
                             want_sums[2 * width + c] += du * at(&x, c);
