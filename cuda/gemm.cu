@@ -11,7 +11,8 @@
 //      _add_squares_bf16  out = bf16(D + aux), squares[c / 128][m] = sum of out^2 over columns c .. c+128      residual add
 //      _leaky2     out = p = bf16(f D), out2 = q = bf16(r^2), r = p > 0 ? p : p/2
 //      _dleaky2    out = bf16(f bf16(D) dq/dp), dq/dp = p > 0 ? 2p : p/2, aux = p;  sums[c / 128][m] = sum of out p over columns c .. c+128
-//      _add_norm_bf16  out = bf16(D + aux - x sum(dots) / (d s rms(x)))    gradient through RMSNorm, dots = the sums of _dleaky2
+//      _add_norm_bf16  out = bf16(D + aux - x sum(dots) / (d s rms(x)))    gradient through RMSNorm, dots = the sums of _dleaky2;
+//                      sums[c / 128][m] = sum of out x over columns c .. c+128
 //      _f32        out_f32[split][m][n] = the partial sum of this split of K (one split: D itself)
 //      _symmetric  D (and aux) equal their transposes: tiles below the diagonal are computed, stored, and stored transposed
 //    A per-channel scale of the output (attn_scale, mlp_scale, ...) is not applied here: it is folded into W when the
@@ -89,9 +90,9 @@ template <Epilogue EPILOGUE_, typename TILE> struct Variant {
   static constexpr bool WIDE = TILE::WIDE;
   static constexpr bool SYMMETRIC = EPILOGUE == Epilogue::Symmetric || EPILOGUE == Epilogue::SymmetricAdd;
   static constexpr bool NORM = EPILOGUE == Epilogue::AddNorm;
-  static constexpr bool SUMS = EPILOGUE == Epilogue::AddSquares || EPILOGUE == Epilogue::DLeaky2;
+  static constexpr bool SUMS = EPILOGUE == Epilogue::AddSquares || EPILOGUE == Epilogue::DLeaky2 || NORM;
   static constexpr bool SCALED = EPILOGUE == Epilogue::Scaled || EPILOGUE == Epilogue::Leaky2 || EPILOGUE == Epilogue::DLeaky2 || NORM;
-  static constexpr bool HAS_AUX = EPILOGUE == Epilogue::Add || SUMS || NORM || EPILOGUE == Epilogue::SymmetricAdd;
+  static constexpr bool HAS_AUX = EPILOGUE == Epilogue::Add || SUMS || EPILOGUE == Epilogue::SymmetricAdd;
   static constexpr bool TO_F32 = EPILOGUE == Epilogue::StoreF32;
   // Boxes that a consumer stores per 64 columns, and boxes that it has: with aux, all of a tile.
   static constexpr int OUTPUTS = EPILOGUE == Epilogue::Leaky2 || SYMMETRIC ? 2 : 1;
@@ -225,7 +226,7 @@ __device__ __forceinline__ void store_tile(const float (&d)[V::BLOCK_N / 2], con
       for (int i = 0; i < 4; ++i) {
         const u32 pair = finish_pair<V::EPILOGUE>(x[2 * i], x[2 * i + 1], old[i], x_pairs[4 * j + i], factor[i % 2], shape);
         if constexpr (V::SUMS) {
-          const u32 other = V::EPILOGUE == Epilogue::AddSquares ? pair : old[i];
+          const u32 other = V::EPILOGUE == Epilogue::AddSquares ? pair : V::NORM ? x_pairs[4 * j + i] : old[i];
           sum[i % 2] += bf16_low(pair) * bf16_low(other) + bf16_high(pair) * bf16_high(other);
         }
         y[4 * j + i] = pair;
@@ -449,9 +450,9 @@ using namespace birdie;
                                                               {scale, nullptr, nullptr, nullptr, 0});                  \
   }                                                                                                                    \
   KERNEL gemm_nn_add_norm_bf16##SUFFIX(MAP a, MAP b, MAP out, MAP aux, GEMM_SHAPE_PARAMETERS, const bf16 *x,           \
-                                       RowScale scale, const float *dots, i32 dot_parts) {                             \
+                                       RowScale scale, const float *dots, i32 dot_parts, float *sums) {                \
     gemm<Major::K, Major::MN, Variant<Epilogue::AddNorm, TILE>>(&a, &b, &out, nullptr, &aux, nullptr, ONE_SPLIT,       \
-                                                                {scale, nullptr, x, dots, dot_parts});                 \
+                                                                {scale, sums, x, dots, dot_parts});                    \
   }                                                                                                                    \
   KERNEL gemm_nn_dleaky2##SUFFIX(MAP a, MAP b, MAP out, MAP aux, GEMM_SHAPE_PARAMETERS, RowScale scale, float *sums) { \
     gemm<Major::K, Major::MN, Variant<Epilogue::DLeaky2, TILE>>(&a, &b, &out, nullptr, &aux, nullptr, ONE_SPLIT,       \
@@ -474,6 +475,7 @@ GEMM_BOTH_TILES(WIDE, _wide, Wide)
 // Quad tiles: those that a recipe has a use for.
 GEMM_STORE(QUAD, gemm_nn_bf16_quad, Major::K, Major::MN, Epilogue::Store, Quad)
 GEMM_ADD(QUAD, gemm_nt_add_bf16_quad, Major::K, Major::K, Epilogue::Add, Quad)
+GEMM_ADD(QUAD, gemm_nn_add_bf16_quad, Major::K, Major::MN, Epilogue::Add, Quad)
 GEMM_SQUARES(QUAD, gemm_nt_add_squares_bf16_quad, Quad)
 GEMM_ROWS(QUAD, _quad, Quad)
 GEMM_STORE(SQUARE, gemm_nt_symmetric_bf16, Major::K, Major::K, Epilogue::Symmetric, Square)

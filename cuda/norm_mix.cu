@@ -6,10 +6,13 @@
 //      norm_backward       dx = g + e - x r^2 mean(e x);  e = s r dy is what a product gives whose rows were scaled (row_scale.cuh); e = r dy
 //                          otherwise
 //      mix_norm_forward    u = x | x + skip_weight skip | scale x + bias;  x_in = bf16(m0 u + m1 x0);  squares = sum of x_in^2
-//      mix_norm_backward   dx_in = dx1 + e - x_in r^2 mean(e x_in);  du = m0 dx_in;  dx0 (+)= m1 dx_in;
+//      mix_norm_backward   dx_in = s - x_in r^2 mean(e x_in),  s = dx1 + e;  du = m0 dx_in;  dx0 (+)= m1 dx_in;
 //                          dx = (scale) du + extra;  dskip = skip_weight du, part of dx where x itself is the skip
 //                          sums over rows: m0: dx_in u, m1: dx_in x0, then skip_weight: du skip, or scale: du x and bias: du
 //      column_sum          out[c] (+)= factor sum_g partial[g][c]
+//    For the mean neither dx1 nor e has to be there: sum(e x_in) = sum(s x_in) - sum(dx1 x_in), and with x1 = x_in + z W^T behind attention
+//    sum(dx1 x_in) = sum(dx1 x1) - sum(dz z), dz = dx1 W. The product that made dx1 left sums of dx1 x1, and z being linear in attention's
+//    output y, XSA and gate included, sum(dz z) of a head is its sum(dy y), attention's delta.
 //    mix_norm_forward is the first block's alone: those of later blocks are the epilogue of the product before them (gemm_mix.cu).
 //
 // 2. Operands: rows bf16 [N, d]; per-channel parameters f32 [d] (resid_mix [2, d]); squares f32 [N]; partial f32 [G, P d], P = 2, 3 or 4.
@@ -20,8 +23,8 @@
 // 4. Pipeline: one pass; everything of a row is in registers between its loads and its stores.
 //
 // 5. Floor (predicted), N = 98304, d = 512, 34 us per tensor read or written at 3.0 TB/s: norm_forward 2 tensors, 67 us;
-//    norm_backward 4, 134 us; mix_norm_forward 2 (x is x0 in the first block), 67 us; mix_norm_backward 5 (dx1, e, x0, dx, dx0),
-//    168 us, and one more each for x where it is not x0, dx0's old value, skip and dskip where x is not the skip, extra.
+//    norm_backward 4, 134 us; mix_norm_forward 2 (x is x0 in the first block), 67 us; mix_norm_backward 4 (s, x0, dx, dx0),
+//    134 us, and one more each for x where it is not x0, dx0's old value, skip and dskip where x is not the skip, extra.
 //
 // 6. Fences: __syncthreads around the scratch of add_over_slots: a slot's sums are read before they are written; and around the sums of a row
 //    that several warps hold.
@@ -47,7 +50,7 @@ __device__ __forceinline__ void norm_forward(const bf16 *x, bf16 *y, float s, i3
 
 // Gradient of s * rmsnorm(x) with respect to x, for e = s r * dy, or for e = dy with s = 1 where it is not `scaled`; overwrites `e`.
 template <typename Shape>
-__device__ __forceinline__ void norm_gradient(const Slot<Shape> &slot, const Row<Shape> &x, Row<Shape> &e, bool scaled = true) {
+__device__ __forceinline__ void norm_gradient(const Slot<Shape> &slot, const Row<Shape> &x, Row<Shape> &e, bool scaled) {
   const float r = slot.inverse_rms(x), factor = scaled ? 1.f : r;
   const float mean = slot.dot(e, x) * factor * r * r * slot.inverse_d;
   each_channel<Shape>([&](int c, int i) { e.x[c][i] = factor * e.x[c][i] - x.x[c][i] * mean; });
@@ -104,16 +107,33 @@ __device__ __forceinline__ void mix_norm_forward(const bf16 *x, const bf16 *x0, 
 }
 
 struct MixGradients {
-  const bf16 *dx1, *scaled, *extra; // scaled: e
+  const bf16 *sum, *extra; // sum: dx1 + e
   bf16 *dx, *dx0, *dskip; // no dskip with Entry::Skip: x itself is the skip, and dx has its gradient
   float *partial;
   float *scratch; // shared memory, SLOTS * WIDTH floats
   bool dx0_accumulate;
 };
 
+// What makes sum(dx1 x_in) of a row: parts of sum(dx1 x1), f32 [parts, N], less delta of all heads, f32 [B, H, Tp].
+struct ResidualDot {
+  const float *dots;
+  i32 parts;
+  const float *delta;
+  i32 H, T, Tp;
+
+  // A lane's share of it.
+  template <int LANES> __device__ __forceinline__ float share(i32 row, i32 rows, i32 lane) const {
+    float total = 0.f;
+    for (i32 part = lane; part < parts; part += LANES) total += dots[u64(part) * rows + row];
+    const float *of_token = delta + u64(row / T) * H * Tp + row % T;
+    for (i32 head = lane; head < H; head += LANES) total -= of_token[u64(head) * Tp];
+    return total;
+  }
+};
+
 template <typename Shape, Entry ENTRY>
 __device__ __forceinline__ void mix_norm_backward(const bf16 *x, const bf16 *x0, const MixParameters &p, const MixGradients &g,
-                                                  i32 rows, i32 d) {
+                                                  const ResidualDot &residual, i32 rows, i32 d) {
   constexpr int SUMS = ENTRY == Entry::Plain ? 2 : ENTRY == Entry::Skip ? 3 : 4;
   const Slot<Shape> slot(d);
   Row<Shape> m0, m1, a, b, sums[SUMS];
@@ -126,6 +146,7 @@ __device__ __forceinline__ void mix_norm_backward(const bf16 *x, const bf16 *x0,
 
   for (i32 row = slot.first_row(); row - slot.first_row() % Shape::SLOTS < rows; row += slot.row_stride()) {
     const bool live = row < rows;
+    float dot = live ? -residual.template share<Shape::LANES>(row, rows, slot.lane()) : 0.f; // becomes e . x_in
     Row<Shape> value, skip, u, first, x_in, e, other;
     slot.load(value, x, row, live);
     slot.load(first, x0, row, live);
@@ -140,10 +161,11 @@ __device__ __forceinline__ void mix_norm_backward(const bf16 *x, const bf16 *x0,
     each_channel<Shape>(
         [&](int c, int i) { x_in.x[c][i] = round_bf16(mix_streams(m0.x[c][i], u.x[c][i], m1.x[c][i], first.x[c][i])); });
 
-    slot.load(e, g.scaled, row, live);
-    norm_gradient(slot, x_in, e);
-    slot.load(other, g.dx1, row, live);
-    each_channel<Shape>([&](int c, int i) { e.x[c][i] += other.x[c][i]; }); // dx_in
+    slot.load(e, g.sum, row, live);
+    const float r = slot.inverse_rms(x_in);
+    each_channel<Shape>([&](int c, int i) { dot += e.x[c][i] * x_in.x[c][i]; });
+    const float mean = slot.sum(dot) * r * r * slot.inverse_d;
+    each_channel<Shape>([&](int c, int i) { e.x[c][i] -= x_in.x[c][i] * mean; }); // dx_in
 
     each_channel<Shape>([&](int c, int i) {
       const float dx_in = e.x[c][i];
@@ -204,16 +226,17 @@ using namespace birdie;
     else if (scale != nullptr) mix_norm_forward<SHAPE, Entry::Recycle>(x, x0, p, x_in, squares, rows, d);              \
     else mix_norm_forward<SHAPE, Entry::Plain>(x, x0, p, x_in, squares, rows, d);                                      \
   }                                                                                                                    \
-  ROW_KERNEL mix_norm_backward_##SUFFIX(const bf16 *dx1, const bf16 *scaled, const bf16 *x, const bf16 *x0,             \
-                                       const bf16 *skip, const float *skip_weight, const float *scale,                 \
-                                       const float *bias, const float *resid_mix, const bf16 *extra, bf16 *dx,         \
-                                       bf16 *dx0, i32 dx0_accumulate, bf16 *dskip, float *partial, i32 rows, i32 d) {  \
+  ROW_KERNEL mix_norm_backward_##SUFFIX(const bf16 *sum, const float *dots, i32 dot_parts, const float *delta, i32 H, i32 T, i32 Tp, \
+                                       const bf16 *x, const bf16 *x0, const bf16 *skip, const float *skip_weight, const float *scale, \
+                                       const float *bias, const float *resid_mix, const bf16 *extra, bf16 *dx, bf16 *dx0, \
+                                       i32 dx0_accumulate, bf16 *dskip, float *partial, i32 rows, i32 d) {             \
     const MixParameters p{skip, skip_weight, scale, bias, resid_mix};                                                  \
     __shared__ float scratch[SHAPE::SLOTS * SHAPE::WIDTH];                                                             \
-    const MixGradients g{dx1, scaled, extra, dx, dx0, dskip, partial, scratch, dx0_accumulate != 0};                   \
-    if (skip != nullptr) mix_norm_backward<SHAPE, Entry::Skip>(x, x0, p, g, rows, d);                                  \
-    else if (scale != nullptr) mix_norm_backward<SHAPE, Entry::Recycle>(x, x0, p, g, rows, d);                         \
-    else mix_norm_backward<SHAPE, Entry::Plain>(x, x0, p, g, rows, d);                                                 \
+    const MixGradients g{sum, extra, dx, dx0, dskip, partial, scratch, dx0_accumulate != 0};                           \
+    const ResidualDot residual{dots, dot_parts, delta, H, T, Tp};                                                      \
+    if (skip != nullptr) mix_norm_backward<SHAPE, Entry::Skip>(x, x0, p, g, residual, rows, d);                        \
+    else if (scale != nullptr) mix_norm_backward<SHAPE, Entry::Recycle>(x, x0, p, g, residual, rows, d);               \
+    else mix_norm_backward<SHAPE, Entry::Plain>(x, x0, p, g, residual, rows, d);                                       \
   }
 
 NORM_KERNELS(d128, Row16x1)

@@ -440,6 +440,7 @@ impl Kernels {
     /// The gradient of `x [m, n]` through a product `p = scale x W^T` by rows, its RMSNorm included, for the gradient `a [m, k]` of p, whose rows
     /// have been multiplied by `scale`: `out = aux + a W - x (a . p) / (n scale / rms)` in bf16; NN, one batch. `dots`: sums of `a p` by rows,
     /// f32 `[square_parts(k), m]`, as [`Kernels::gemm_dleaky2`] leaves them. `aux` may be `out`.
+    /// `sums`: those of `out x` by rows, f32 `[square_parts(n), m]`.
     #[allow(clippy::too_many_arguments)] // the operands of one product
     pub fn gemm_add_norm(
         &self,
@@ -451,9 +452,14 @@ impl Kernels {
         x: DevPtr,
         scale: RowScale,
         dots: DevPtr,
+        sums: Option<DevPtr>,
     ) -> Result<Work> {
         let entry = "gemm_nn_add_norm_bf16";
         let checks = Checks(entry);
+        if let Some(sums) = sums {
+            checks.list("sums", sums, 4, &[square_parts(out.columns), out.rows])?;
+        }
+        let sums = address(sums);
         checks.array("x", x, 2, &[out.rows, out.columns])?;
         checks.limit(scale.d == out.columns, || {
             format!("a norm over {} of {} columns", scale.d, out.columns)
@@ -470,7 +476,7 @@ impl Kernels {
             Orientation::Nn,
             [a, weight],
             &[("out", out), ("aux", aux)],
-            &[&x, &scale, &dots, &parts],
+            &[&x, &scale, &dots, &parts, &sums],
             2, // x
         )?;
         self.done(work)

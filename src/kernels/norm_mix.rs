@@ -3,6 +3,8 @@
 use anyhow::Result;
 use cust::stream::Stream;
 
+use super::attention_forward::AttentionShape;
+use super::row_scale::square_parts;
 use super::{Checks, DevPtr, Kernels, Work, address, partial_grid, row_shape, row_slots};
 
 /// What enters the mix.
@@ -85,13 +87,23 @@ impl Mix {
     }
 }
 
+/// What makes `dx1 . x_in` of each row, for the gradient dx1 of the stream x1 between attention and MLP: see `cuda/norm_mix.cu`.
+#[derive(Clone, Copy, Debug)]
+pub struct ResidualDot {
+    /// Sums of dx1 x1, f32 `[square_parts(d), N]`, as [`Kernels::gemm_add_norm`] leaves them.
+    pub dots: DevPtr,
+    /// Attention's delta, f32 `[B, H, Tp]`.
+    pub delta: DevPtr,
+    pub shape: AttentionShape,
+}
+
 /// Gradients of the mix.
 #[derive(Clone, Copy, Debug)]
 pub struct MixGradients {
-    /// Gradient of x_in that comes past the sublayers, bf16 `[N, d]`.
-    pub dx1: DevPtr,
-    /// Gradient of the normalised x_in, its rows times the factor of the norm.
-    pub scaled: DevPtr,
+    /// bf16 `[N, d]`: the gradient of x_in that comes past attention, dx1, and e, that of the normalised x_in, its rows times the factor of
+    /// the norm.
+    pub sum: DevPtr,
+    pub residual: ResidualDot,
     /// Added to dx: the skip gradient of the block before.
     pub extra: Option<DevPtr>,
     pub dx: DevPtr,
@@ -226,12 +238,7 @@ impl Kernels {
         let (_, suffix) = mix.check(checks)?;
         let (rows, d) = (mix.rows, mix.d);
         let grid = row_partials(rows, d);
-        for (name, pointer) in [
-            ("dx1", g.dx1),
-            ("scaled", g.scaled),
-            ("dx", g.dx),
-            ("dx0", g.dx0),
-        ] {
+        for (name, pointer) in [("sum", g.sum), ("dx", g.dx), ("dx0", g.dx0)] {
             checks.array(name, pointer, 2, &[rows, d])?;
         }
         checks.optional("extra", g.extra, 2, &[rows, d])?;
@@ -246,6 +253,17 @@ impl Kernels {
             g.dskip.is_some() == (matches!(mix.entry, Entry::Skip { .. }) && !mix.skips_itself()),
             || format!("dskip {:?} with {:?}", g.dskip, mix.entry),
         )?;
+        let (residual, parts) = (g.residual, square_parts(d));
+        let shape = residual.shape;
+        checks.limit(shape.sequences * shape.tokens == rows, || {
+            format!("{rows} rows of {shape:?}")
+        })?;
+        checks.list("dots", residual.dots, 4, &[parts, rows])?;
+        checks.list("delta", residual.delta, 4, &[shape.statistics()])?;
+        let parts_int = checks.int("parts of dots", parts)?;
+        let heads = checks.int("H", shape.heads())?;
+        let tokens = checks.int("T", shape.tokens)?;
+        let padded = checks.int("Tp", shape.padded_tokens())?;
         let [skip, weight, scale, bias] = mix.entry.pointers();
         let (extra, dskip, accumulate) = (
             address(g.extra),
@@ -260,8 +278,13 @@ impl Kernels {
             256,
             0,
             &[
-                &g.dx1,
-                &g.scaled,
+                &g.sum,
+                &residual.dots,
+                &parts_int,
+                &residual.delta,
+                &heads,
+                &tokens,
+                &padded,
                 &mix.x,
                 &mix.x0,
                 &skip,
@@ -279,15 +302,15 @@ impl Kernels {
                 &d_int,
             ],
         )?;
-        // Beside the inputs: dx1, e, dx, dx0, its old value, dskip, extra.
+        // Beside the inputs: the sum, dx, dx0, its old value, dskip, extra.
         let tensors = mix.inputs()
-            + 4
+            + 3
             + u64::from(g.dx0_accumulate)
             + u64::from(g.dskip.is_some())
             + u64::from(g.extra.is_some());
         self.done(Work {
             flops: 24 * rows * d,
-            bytes: 2 * tensors * rows * d,
+            bytes: 2 * tensors * rows * d + 4 * rows * (parts + shape.heads()),
         })
     }
 

@@ -17,7 +17,7 @@ use crate::kernels::embedding::{Segments, embedding_partials};
 use crate::kernels::flat_grid;
 use crate::kernels::gemm::{self, Orientation, SplitReduce};
 use crate::kernels::head_loss::head_partials;
-use crate::kernels::norm_mix::{MixGradients, row_partials};
+use crate::kernels::norm_mix::{MixGradients, ResidualDot, row_partials};
 use crate::kernels::qkv::{FirstRole, QkvOperands, ValueGradients, ValueMix};
 use crate::kernels::{DevPtr, MOST_VALUE_EMBEDDINGS, Matrix};
 
@@ -127,8 +127,12 @@ impl Network {
         };
         let first = index + 1 == config.passes.len();
         let gradients = MixGradients {
-            dx1: device.at(w.dx1),
-            scaled: device.at(w.d_inner),
+            sum: device.at(w.d_inner),
+            residual: ResidualDot {
+                dots: device.at(w.residual_dots),
+                delta: device.at(w.delta),
+                shape: self.attention_shape(input.batch),
+            },
             extra: extra.map(|t| device.at(t)),
             dx: device.at(dx),
             dx0: device.at(w.dx0),
@@ -228,12 +232,13 @@ impl Network {
         self.weight_gradient(device, dpre, x1, &[piece])?;
         let up = device.matrix(self.layer(self.weights.up, layer), hidden, d);
         let dx1 = device.matrix(w.dx1, n, d);
-        kernels.gemm_add_norm(stream, dpre, up, dx1, dout, x1.pointer, norm, dots)?;
+        let sums = Some(device.at(w.residual_dots));
+        kernels.gemm_add_norm(stream, dpre, up, dx1, dout, x1.pointer, norm, dots, sums)?;
         Ok(())
     }
 
     /// From `workspace.dx1` through output projection, gate, XSA, attention and QKV to the gradient of its normalised input,
-    /// times the norm's factor, in `workspace.d_inner`.
+    /// times the norm's factor; its sum with `dx1` in `workspace.d_inner`.
     fn attention_part_backward(
         &self,
         device: &Device,
@@ -359,7 +364,8 @@ impl Network {
         Ok(())
     }
 
-    /// Weight gradients of the QKV product, and the gradient of its normalised input, times the norm's factor, in `workspace.d_inner`.
+    /// Weight gradients of the QKV product, and the gradient of its normalised input, times the norm's factor: its sum with `workspace.dx1`
+    /// in `workspace.d_inner`.
     fn qkv_projection_backward(
         &self,
         device: &Device,
@@ -390,10 +396,10 @@ impl Network {
         }
         self.weight_gradient(device, dqkv, device.matrix(a.x_in, n, d), &pieces)?;
         let weight = device.matrix(self.layer(self.weights.qkv, layer), columns, d);
-        let dh = device.matrix(w.d_inner, n, d);
-        device
-            .kernels
-            .gemm(&device.stream, Orientation::Nn, dqkv, weight, dh)?;
+        let sum = device.matrix(w.d_inner, n, d);
+        let dx1 = device.matrix(w.dx1, n, d);
+        let (kernels, stream) = (&device.kernels, &device.stream);
+        kernels.gemm_add(stream, Orientation::Nn, dqkv, weight, sum, dx1, 1.0, 1.0)?;
         Ok(())
     }
 

@@ -152,13 +152,15 @@ pub struct Workspace {
     pub dx: [Tensor; 2],
     pub dx1: Tensor,
     pub dx0: Tensor,
-    /// The gradients of z and of the normalised attention input, times its rows' factor, in turn `[N, d]`.
+    /// The gradient of z; that of the normalised attention input, times its rows' factor, plus dx1; in turn `[N, d]`.
     pub d_inner: Tensor,
     /// `[N, d]`
     pub dy: Tensor,
     /// `[N, F]`, and sums of its product with the pre-activations by rows f32 `[parts, N]`.
     pub dpre: Tensor,
     pub dots: Tensor,
+    /// Sums of the product of dx1 and x1 by rows f32 `[parts, N]`.
+    pub residual_dots: Tensor,
     /// `[N, S]`
     pub dqkv: Tensor,
     /// `[B, H, Tp]` f32
@@ -413,6 +415,11 @@ impl Workspace {
                 "dots of pre-activations and their gradients",
                 Element::F32,
                 &[square_parts(config.hidden as u64) as usize, n],
+            ),
+            residual_dots: reserve(
+                "dots of the stream and its gradient",
+                Element::F32,
+                &[square_parts(d as u64) as usize, n],
             ),
             dqkv: reserve("d qkv", Element::Bf16, &[n, config.projected_columns()]),
             delta: reserve(

@@ -502,7 +502,14 @@ fn tiles_of_the_recipes() {
             1024,
             2,
             Tile::Wide,
-            "data gradient of q, k, v: tensor cores",
+            "data gradient of q, k, v alone: tensor cores",
+        ),
+        (
+            512,
+            1024,
+            4,
+            Tile::Quad,
+            "data gradient of q, k, v, something added: L2",
         ),
     ] {
         let shape = shape(tokens, n, k, 1);

@@ -1,4 +1,6 @@
-use birdie::kernels::norm_mix::{Entry, Mix, MixGradients, row_partials};
+use birdie::kernels::attention_forward::AttentionShape;
+use birdie::kernels::norm_mix::{Entry, Mix, MixGradients, ResidualDot, row_partials};
+use birdie::kernels::row_scale::square_parts;
 
 use crate::device::Gpu;
 use crate::numbers::{Random, assert_bf16, assert_close, assert_f32, inverse_rms, norm_gradient};
@@ -108,10 +110,18 @@ fn mix_both_ways() {
             let mut random = Random::new(400 + 10 * i as u64 + kind);
             let n = rows * d;
             let mut row = || random.bf16(n, 1.0);
-            let (x, x0, skip, dx1, dh, extra, old) =
-                (row(), row(), row(), row(), row(), row(), row());
+            let (x, x0, skip, sum, extra, old) = (row(), row(), row(), row(), row(), row());
             let mut vector = || random.f32(d, 1.0);
             let (m0, m1, a, b) = (vector(), vector(), vector(), vector());
+            // dx1 . x_in, as the dots of dx1 and x1 less delta of all heads. Heads do not have to fill the row here.
+            let shape = AttentionShape {
+                sequences: if rows % 2 == 0 { 2 } else { 1 },
+                tokens: if rows % 2 == 0 { rows / 2 } else { rows },
+                kv_heads: 1 + i as u64,
+                group: 1 + kind,
+            };
+            let dots = random.f32(square_parts(d) * rows, d as f64);
+            let delta = random.f32(shape.statistics(), 30.0);
             let mix_vector: Vec<f64> = m0.iter().chain(&m1).copied().collect();
 
             let (xd, x0d, skipd, ad, bd) = (
@@ -150,7 +160,8 @@ fn mix_both_ways() {
                 .mix_norm_forward(&gpu.stream, &mix, x_in.ptr(), squares.ptr())
                 .unwrap();
 
-            let (dx1d, dhd, extrad) = (gpu.bf16(&dx1), gpu.bf16(&dh), gpu.bf16(&extra));
+            let (sumd, extrad) = (gpu.bf16(&sum), gpu.bf16(&extra));
+            let (dotsd, deltad) = (gpu.f32(&dots), gpu.f32(&delta));
             let accumulate = kind != 0;
             let dx0 = if accumulate {
                 gpu.bf16(&old)
@@ -166,8 +177,12 @@ fn mix_both_ways() {
                     &gpu.stream,
                     &mix,
                     &MixGradients {
-                        dx1: dx1d.ptr(),
-                        scaled: dhd.ptr(),
+                        sum: sumd.ptr(),
+                        residual: ResidualDot {
+                            dots: dotsd.ptr(),
+                            delta: deltad.ptr(),
+                            shape,
+                        },
                         extra: (kind != 1).then(|| extrad.ptr()),
                         dx: dx.ptr(),
                         dx0: dx0.ptr(),
@@ -211,11 +226,18 @@ fn mix_both_ways() {
                 want_in.extend((0..width).map(|c| m0[c] * u[c] + m1[c] * at(&x0, c)));
                 // What follows starts from the rounded x_in: a tie of its rounding may fall either way.
                 let row_in = &got_in[r * width..][..width];
-                let rms = 1.0 / inverse_rms(row_in);
-                let e: Vec<f64> = (0..width).map(|c| rms * at(&dh, c)).collect();
-                let g = norm_gradient(row_in, &e);
+                let (sequence, token) = (r / shape.tokens as usize, r % shape.tokens as usize);
+                let statistic = |head: usize| {
+                    let line = sequence * shape.heads() as usize + head;
+                    delta[line * shape.padded_tokens() as usize + token]
+                };
+                let parts = dots.iter().skip(r).step_by(rows as usize);
+                let heads = (0..shape.heads() as usize).map(statistic);
+                let residual = parts.sum::<f64>() - heads.sum::<f64>();
+                let all: f64 = (0..width).map(|c| at(&sum, c) * row_in[c]).sum();
+                let mean = (all - residual) * inverse_rms(row_in).powi(2) / width as f64;
                 for c in 0..width {
-                    let dx_in = at(&dx1, c) + g[c];
+                    let dx_in = at(&sum, c) - row_in[c] * mean;
                     let du = m0[c] * dx_in;
                     want_sums[c] += dx_in * u[c];
                     want_sums[width + c] += dx_in * at(&x0, c);

@@ -187,6 +187,9 @@ impl Product {
         }
         if self.has("_norm") {
             bytes.extend((k.div_ceil(128) as i32).to_le_bytes());
+            bytes.extend([0; 4]); // pointers lie at multiples of 8
+            let sums = vec![0f32; (n.div_ceil(128) * m) as usize];
+            bytes.extend(upload(device, &sums).to_le_bytes());
         }
         bytes
     }
@@ -597,6 +600,11 @@ fn gemm_quad_store() {
 #[test]
 fn gemm_quad_add() {
     Product("gemm_nt_add_bf16_quad").check();
+}
+
+#[test]
+fn gemm_quad_add_in_data_gradients() {
+    Product("gemm_nn_add_bf16_quad").check();
 }
 
 #[test]

@@ -265,6 +265,7 @@ fn gradient_through_the_norm_of_a_product() {
         let mut results = Vec::new();
         for (tile, kernels) in &tiles(&gpu, "gemm_nn_add_norm_bf16") {
             let out = gpu.poison(2 * m * n);
+            let sums = gpu.poison(4 * square_parts(n) * m);
             let matrix = |b: &Buffer| Matrix::new(b.ptr(), m, n);
             let (left, right) = case.matrices(&a, &b);
             let scale = RowScale {
@@ -283,12 +284,26 @@ fn gradient_through_the_norm_of_a_product() {
                     xd.ptr(),
                     scale,
                     dots_d.ptr(),
+                    Some(sums.ptr()),
                 )
                 .unwrap();
             gpu.wait();
             let what = format!("{tile:?} {shape:?}");
-            assert_bf16(&what, &out.read_bf16(), &want, 1.5);
-            results.push(out.bytes());
+            let gradient = out.read_bf16();
+            assert_bf16(&what, &gradient, &want, 1.5);
+            for (part, got) in sums.read_f32().chunks_exact(m as usize).enumerate() {
+                for (row, got) in got.iter().enumerate() {
+                    let place = columns(row, n).skip(128 * part).take(128);
+                    let products: Vec<f64> = place.map(|at| gradient[at] * x[at]).collect();
+                    let size: f64 = products.iter().map(|p| p.abs()).sum();
+                    let want: f64 = products.iter().sum();
+                    assert!(
+                        (got - want).abs() <= 1e-5 * size,
+                        "sums {what}: {got}, {want}"
+                    );
+                }
+            }
+            results.push([out.bytes(), sums.bytes()].concat());
         }
         assert!(
             results.iter().all(|r| *r == results[0]),
