@@ -47,7 +47,7 @@
 // 5. Floor (predicted, recipes' largest case M = 98304): 2MNK / 798 TFLOP/s or (MK + NK + MN) * 2 B / 3.0 TB/s, whichever
 //    is longer: 129 us for [98304x512]x[512x1024], compute-bound; 65 against 101 us for N = K = 512 with aux, memory-bound.
 //    In the step of #1072, predicted from counts, wide and quad (docs/benchmarks.md, "Clusters of four"): nt_leaky2 263 and 235 us, nn_dleaky2 263
-//    and 235, nn_add_norm 238 and 202, nt_add with K = 1536 206 and 200, nn_bf16 with K = 512 74 and 67; expected were 235, 235, 202, 202, 67.
+//    and 235, nn_add_norm 238 and 202, nn_add with K = 1024 147 and 135, nn_bf16 with K = 512 74 and 67; expected were 235, 235, 202, 135, 67.
 //    Counted for K = 512, per 128x256 of D (machine code of ptxas 13.0 followed by hand, gemm_nt_bf16; bytes by shapes; quad: 192 KB):
 //                                          wide      two square   two square tiles with two warpgroups in step, the design before
 //      issue slots of a consumer warp       793          1202       1122
