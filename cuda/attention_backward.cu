@@ -26,22 +26,23 @@
 //    Shared: K, V of 128 keys (later staging of dK, dV), dv_extra (later staging of dv_own), STAGES x (Q 8 KB, dO 8 KB, lse, delta), SCORES x
 //    dS^T 16 KB, 2 x dQ 16 KB.
 //
-// 3. Work. Grid (ceil(T/128), KV, B), block 0 has the last keys. 384 threads. Warpgroup 0 (56 registers): warp 0 loads, warps 1 and 2
-//    add dQ of queries 0..31 and 32..63 to dq_sum, a lane each. Warpgroups 1 and 2 (224 registers) own 64 keys each and 32 queries of dQ; they walk
+// 3. Work. Grid (ceil(T/128), KV, B), block 0 has the last keys. 384 threads. Warpgroup 0 (40 registers): warp 0 loads, warps 1 and 2
+//    add dQ of queries 0..31 and 32..63 to dq_sum, a lane each. Warpgroups 1 and 2 (232 registers) own 64 keys each and 32 queries of dQ; they walk
 //    the query tiles of the group's heads: dK 32, dV 32, S^T 32, dP^T 32 (dQ^T in half of it), P and dS packed 32, K as an operand 16,
-//    K^T of all 128 keys as one 32.
+//    half of V as one 8, K^T of all 128 keys as one 32.
 //    NOTE: the scores are computed transposed (keys are the rows), so P^T and dS^T are already the register operand of dV and dK.
 //    Only dS goes through shared memory, for dQ, which needs all 128 keys.
 //    NOTE: dQ is computed transposed, too: its left operand is then K^T, which never changes and stays in registers, and only dS^T is
 //    read from shared memory. It comes a step late, into the registers of dP, which are free then.
-//    WHY NOT V in registers, too: a warpgroup has 240 at most, and ptxas finds too few for what is under way (C7511).
+//    WHY NOT all of V there, too: half of it is enough for the products to be the bound, and all of it with what is under way is too much for
+//    240 registers (ptxas: C7511). The unordered kernel has none of V there: of what was tried, nothing else suited ptxas 12.3 and 13.0.
 //    END of a CTA: dK in the accumulators and K as an operand have the same layout, a row in a quad, and channels i and i+8 in one thread: the
 //    dot product is 16 FMAs and two shuffles, the published RoPE needs none. dv_extra comes with K and V and is read as an operand, too.
 //    The last CTA's eight consumer warps then take 32 queries of a head at a time: 8 lanes have a row, of dQ^T's order 4 columns and the 4
 //    that are 8 further on, so that RoPE's partners are one lane's again; pairs of lanes exchange 8 bytes to read z and store dx in 16.
 //    Other numbers of pairs take partners through K's place, or through that of the sums.
 //    WHY NOT the warps that add, as each sum is complete: one warp for 32 queries takes longer than a step, and the last CTA waits for it in
-//    every step; 56 registers hold a row of eight lanes at a time, and 224 the loads of four.
+//    every step; its registers would hold a row of eight lanes at a time, 232 the loads of four.
 //    ORDER: a query tile gets its shares from the block on the diagonal first, then downwards. All blocks start on their diagonal,
 //    so block j comes to a tile two steps after block j+1: in lockstep nobody waits. Which block a CTA is, its ticket says: block j+1
 //    has started before block j, in whatever order the device starts CTAs, which is why waiting for it ends.
@@ -65,13 +66,14 @@
 //    Cycles per SM and step (128 keys, 64 queries), products and shared memory (wavefronts, no conflicts), instructions from the loop
 //    that ptxas 13.0 makes:
 //                                      products | ex2 | instructions | shared memory
-//      this                                1280 | 512 |          800 |          1574
+//      this                                1280 | 512 |          800 |          1510
+//      no V in registers                   1280 | 512 |          800 |          1574
 //      K of dQ in shared memory            1280 | 512 |          804 |          1823
 //      two kernels of 4 and 3 products     1692 | 967 |         1296 |          1924
-//    Shared memory: S, dV, dK, dQ 4 x 128 (their right operand), dP 256, dS 128, staging of dQ 128 written and 128 read, tiles
-//    arriving 150, lse and delta 256. Predicted bound: shared memory, 1.23 times the products at equal clocks. V in registers would save
-//    128 more (see 3). Between SM and L2: Q and dO 16 KB and the sum of dQ 16 KB a step, 43 KB with K, V, dK, dV and the way to the
-//    projection, 24 bytes a cycle: nine tenths of what shared memory takes.
+//    Shared memory: S, dV, dK, dQ 4 x 128 (their right operand), dP 192, dS 128, staging of dQ 128 written and 128 read, tiles
+//    arriving 150, lse and delta 256. Predicted bound: shared memory, 1.18 times the products at equal clocks, but as long as they take at the
+//    rate that tensor cores sustain. Between SM and L2: Q and dO 16 KB and the sum of dQ 16 KB a step, 43 KB with K, V, dK, dV and the way to the
+//    projection, 24 bytes a cycle, 0.96 of what the products take.
 //    WHY NOT clusters that share Q and dO (8 of the 43 KB), or the sum of dQ of two CTAs through distributed shared memory: L2 is not what
 //    limits it, and the second would add passes to what does. WHY NOT blocks of 192 or 256 keys, with fewer sums of dQ: dK and dV alone
 //    would take 96 or 128 registers of a thread.
@@ -111,7 +113,7 @@
 namespace birdie {
 
 constexpr int HEAD_DIM = 64, TILE = 64, HALVES = 2, STAGES = 4, SCORES = 3, THREADS = 384, DQ_FLOATS = TILE * HEAD_DIM / HALVES;
-constexpr int PRODUCER_REGISTERS = 56, CONSUMER_REGISTERS = 224;
+constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
 constexpr u32 TILE_BYTES = TILE * HEAD_DIM * sizeof(bf16);
 constexpr float SCALE = 0.125f, SCALE_LOG2 = SCALE * LOG2_E;
 constexpr u32 ONE_WARPGROUP = 1, BOTH_WARPGROUPS = 3; // named barriers: that of warpgroup `half` is ONE_WARPGROUP + half
@@ -136,11 +138,13 @@ __device__ __forceinline__ void multiply_transposed(float (&c)[32], const u32 (&
 #pragma unroll
   for (int step = 0; step < HEAD_DIM / 16; ++step) wgmma_n64<Major::K>(c, a[step], b + step * K_STEP<Major::K>, step != 0);
 }
-// The same with A in shared memory, its k contiguous.
-__device__ __forceinline__ void multiply_transposed(float (&c)[32], u64 a, u64 b) {
+// The same with A in shared memory, its k contiguous; of its four slices of k the first SLICES are in registers.
+template <int SLICES> __device__ __forceinline__ void multiply_transposed(float (&c)[32], const u32 (&a)[4][4], u64 rest, u64 b) {
 #pragma unroll
-  for (int step = 0; step < HEAD_DIM / 16; ++step)
-    wgmma_n64<Major::K, Major::K>(c, a + step * K_STEP<Major::K>, b + step * K_STEP<Major::K>, step != 0);
+  for (int step = 0; step < HEAD_DIM / 16; ++step) {
+    if (step < SLICES) wgmma_n64<Major::K>(c, a[step], b + step * K_STEP<Major::K>, step != 0);
+    else wgmma_n64<Major::K, Major::K>(c, rest + step * K_STEP<Major::K>, b + step * K_STEP<Major::K>, step != 0);
+  }
 }
 // C[64,64] += A[64,64] B[64,64], A packed in registers, B with its columns contiguous.
 __device__ __forceinline__ void multiply_add(float (&c)[32], const u32 (&a)[4][4], u64 b) {
@@ -157,10 +161,10 @@ __device__ __forceinline__ void pack_operand(u32 (&a)[4][4], const float (&x)[32
 #pragma unroll
   for (int i = 0; i < 16; ++i) a[i / 4][i % 4] = pack_bf16(x[2 * i], x[2 * i + 1]);
 }
-// The operand of 64 rows of a swizzled tile.
-__device__ __forceinline__ void load_operand(u32 (&a)[4][4], const u8 *tile, u32 warp, u32 lane) {
+// The operand of 64 rows of a swizzled tile, or its first slices of k.
+template <int SLICES = 4> __device__ __forceinline__ void load_operand(u32 (&a)[4][4], const u8 *tile, u32 warp, u32 lane) {
 #pragma unroll
-  for (int j = 0; j < 4; ++j) ldmatrix_x4(a[j], shared_address(tile) + swizzle_128b(16 * warp + (lane & 15), 16 * j + 8 * (lane >> 4)));
+  for (int j = 0; j < SLICES; ++j) ldmatrix_x4(a[j], shared_address(tile) + swizzle_128b(16 * warp + (lane & 15), 16 * j + 8 * (lane >> 4)));
 }
 // The operand of the transposed tiles: row 16 warp + .. is a column of them, their rows are k.
 __device__ __forceinline__ void load_operand_transposed(u32 (&a)[8][4], const u8 *tiles, u32 warp, u32 lane) {
@@ -403,8 +407,9 @@ __device__ __forceinline__ void attention_backward(const BackwardMaps &maps, con
   registers_increase<CONSUMER_REGISTERS>();
   const u32 half = warpgroup - 1, thread = threadIdx.x % 128, warp = thread / 32;
   const i32 first_key = block_key + i32(half) * TILE, key = first_key + i32(16 * warp + lane / 4);
+  constexpr int VALUE_SLICES = ORDERED ? 2 : 0; // in registers, see 3
   const u64 descriptor_v = matrix_descriptor(shared_address(shared.v[half]), 16);
-  u32 operand_k[4][4], keys[8][4], p[4][4], ds[4][4];
+  u32 operand_k[4][4], operand_v[4][4], keys[8][4], p[4][4], ds[4][4];
   float s[32], dp[32], dk_sum[32], dv_sum[32];
 #pragma unroll
   for (int i = 0; i < 32; ++i) dk_sum[i] = dv_sum[i] = 0.f;
@@ -412,6 +417,7 @@ __device__ __forceinline__ void attention_backward(const BackwardMaps &maps, con
   accumulator_barrier(dv_sum);
   mbarrier_wait(&shared.full_kv, 0);
   load_operand(operand_k, shared.k[half], warp, lane);
+  load_operand<VALUE_SLICES>(operand_v, shared.v[half], warp, lane);
   load_operand_transposed(keys, shared.k[0], warp, lane);
 
   const auto tile_descriptor = [&](const u8 *tile) { return matrix_descriptor(shared_address(tile), 16); };
@@ -431,12 +437,18 @@ __device__ __forceinline__ void attention_backward(const BackwardMaps &maps, con
         x = exp2_approx(s[4 * j + i] * SCALE_LOG2 - ((i & 1) ? l.y : l.x));
       }
     }
-    if (first_query <= first_key) { // the diagonal, or before it
+    const auto mask = [&] {
 #pragma unroll
       for (int i = 0; i < 32; ++i) {
         const i32 query = first_query + 8 * (i >> 2) + 2 * i32(lane % 4) + (i & 1);
         if (query < key + 8 * ((i >> 1) & 1)) probability[i] = 0.f;
       }
+    };
+    // The diagonal, or before it. NOTE: that it is rare is told where ptxas makes better use of registers by it.
+    if constexpr (ORDERED) {
+      if (__builtin_expect(first_query <= first_key, 0)) mask();
+    } else if (first_query <= first_key) {
+      mask();
     }
   };
   const auto score_gradients = [&](i32 step, float (&probability)[32]) {
@@ -491,7 +503,7 @@ __device__ __forceinline__ void attention_backward(const BackwardMaps &maps, con
     wgmma_fence();
     multiply_transposed(s, operand_k, tile_descriptor(shared.q[next]));
     wgmma_commit();
-    multiply_transposed(dp, descriptor_v, tile_descriptor(shared.dout[next]));
+    multiply_transposed<VALUE_SLICES>(dp, operand_v, descriptor_v, tile_descriptor(shared.dout[next]));
     wgmma_commit();
     multiply_add(dk_sum, ds, tile_descriptor(shared.q[stage]));
     wgmma_commit();
@@ -511,7 +523,7 @@ __device__ __forceinline__ void attention_backward(const BackwardMaps &maps, con
   wgmma_fence();
   multiply_transposed(s, operand_k, tile_descriptor(shared.q[0]));
   wgmma_commit();
-  multiply_transposed(dp, descriptor_v, tile_descriptor(shared.dout[0]));
+  multiply_transposed<VALUE_SLICES>(dp, operand_v, descriptor_v, tile_descriptor(shared.dout[0]));
   wgmma_commit();
   wgmma_wait<0>();
   {
