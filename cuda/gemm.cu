@@ -35,9 +35,14 @@
 //                                                    one another. 24 KB.
 //    WHY NOT quad everywhere: a cluster lies in one GPC, and GPCs have 16 or 18 SMs; of the 132 of an H100 clusters of 4 use 128 at most, and
 //    124 where a GPC has only 14. That costs tensor-bound products 3 to 6 %.
-//    Persistent grid of as many clusters as the driver says run at once; cluster c takes tiles c, c + clusters, ...: n fastest, then m, split, batch. The CTAs that
+//    Persistent grid of as many clusters as the driver says run at once; cluster c takes tiles c, c + clusters, ...: n fastest, then m, batch, split. The CTAs that
 //    run together so read few row blocks of A, each for all n, and B, a weight of at most 1.6 MB, is in L2 anyway. In weight
 //    gradients n and m are a weight's sides and a wave is a few splits whole: their slices of a and b are read from memory once.
+//    Splits are as long as the last one is not: it has what is left of k, and a cluster takes `together` tiles' last pieces one after the other
+//    (src/kernels/tile.rs, Cut). A gradient of 1536 x 512 has 12 tiles for 66 clusters: 60 of them take a fifth split each of 280 of 1536 k-blocks,
+//    six take two last pieces of 136. Of what those read half comes from memory a second time, if L2 has lost it: 4 % of a or b.
+//    WHY NOT equal ranges of the line of all (tile, k-block) ("stream-K"): as even, but tiles would be at different places of k at the same time,
+//    and a and b come from memory twice.
 //
 // 4. Pipeline of one tile, k-block = 64: gemm_pipeline.cuh. The epilogue hands the tile over in boxes of 64 columns:
 //      consumer   |write box 0|write box 1|write box 0|...     one named barrier per box
@@ -48,6 +53,7 @@
 //    is longer: 129 us for [98304x512]x[512x1024], compute-bound; 65 against 101 us for N = K = 512 with aux, memory-bound.
 //    In the step of #1072, predicted from counts, wide and quad (docs/benchmarks.md, "Clusters of four"): nt_leaky2 263 and 235 us, nn_dleaky2 263
 //    and 235, nn_add_norm 238 and 202, nn_add with K = 1024 147 and 135, nn_bf16 with K = 512 74 and 67; expected were 235, 235, 202, 135, 67.
+//    Weight gradients of 1536 x 512: 213 us with five even splits, 193 with six of which the last is shorter; expected 194.
 //    Counted for K = 512, per 128x256 of D (machine code of ptxas 13.0 followed by hand, gemm_nt_bf16; bytes by shapes; quad: 192 KB):
 //                                          wide      two square   two square tiles with two warpgroups in step, the design before
 //      issue slots of a consumer warp       793          1202       1122
@@ -430,9 +436,9 @@ using namespace birdie;
                                                     {m, n, k, batches, 1, ceil_div(k, BLOCK_K), alpha, beta});         \
   }
 #define GEMM_F32(KERNEL, NAME, A_MAJOR, B_MAJOR, TILE)                                                                 \
-  KERNEL NAME(MAP a, MAP b, float *out_f32, GEMM_SHAPE_PARAMETERS, i32 splits, i32 k_blocks_per_split) {               \
+  KERNEL NAME(MAP a, MAP b, float *out_f32, GEMM_SHAPE_PARAMETERS, i32 splits, i32 k_blocks_per_split, i32 together) { \
     gemm<A_MAJOR, B_MAJOR, Variant<Epilogue::StoreF32, TILE>>(                                                         \
-        &a, &b, nullptr, nullptr, nullptr, out_f32, {m, n, k, batches, splits, k_blocks_per_split, 1.f, 0.f});         \
+        &a, &b, nullptr, nullptr, nullptr, out_f32, {m, n, k, batches, splits, k_blocks_per_split, 1.f, 0.f, together}); \
   }
 #define GEMM_SQUARES(KERNEL, NAME, TILE)                                                                               \
   KERNEL NAME(MAP a, MAP b, MAP out, MAP aux, GEMM_SHAPE_PARAMETERS, float *squares) {                                 \
@@ -472,9 +478,8 @@ using namespace birdie;
 
 GEMM_BOTH_TILES(SQUARE, , Square)
 GEMM_BOTH_TILES(WIDE, _wide, Wide)
-// Quad tiles: those that a recipe has a use for.
+// Quad tiles: for the large products that L2 can bound. nt_add is Newton-Schulz's alone, which memory bounds.
 GEMM_STORE(QUAD, gemm_nn_bf16_quad, Major::K, Major::MN, Epilogue::Store, Quad)
-GEMM_ADD(QUAD, gemm_nt_add_bf16_quad, Major::K, Major::K, Epilogue::Add, Quad)
 GEMM_ADD(QUAD, gemm_nn_add_bf16_quad, Major::K, Major::MN, Epilogue::Add, Quad)
 GEMM_SQUARES(QUAD, gemm_nt_add_squares_bf16_quad, Quad)
 GEMM_ROWS(QUAD, _quad, Quad)

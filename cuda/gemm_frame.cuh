@@ -15,6 +15,7 @@ namespace birdie {
 struct GemmShape {
   i32 m, n, k, batches, splits, k_blocks_per_split;
   float alpha, beta;
+  i32 together = 1; // pieces of the last split that a cluster takes one after the other
 };
 
 // The tiles that src/kernels/gemm.rs chooses from, per CTA 128 rows, and how many CTAs of a cluster lie beside one another along m and n.
@@ -29,11 +30,12 @@ using Quad = TileShape<256, 2, 2>;
 struct Tile {
   i32 m, n, split, batch, k_begin, k_end; // element offsets of the tile; range of k-blocks
 };
-// Tiles of a launch per cluster of CTAs, and one of them for the CTA of this rank.
+// Tiles of a split per cluster of CTAs, all batches.
 template <typename P, typename V> __device__ __forceinline__ u32 tile_count(const GemmShape &s) {
   const u32 tiles_n = ceil_div(s.n, P::BLOCK_N * P::CLUSTER_N), tiles_m = ceil_div(s.m, BLOCK_M * P::CLUSTER_M);
-  return (V::SYMMETRIC ? tiles_n * (tiles_n + 1) / 2 : tiles_m * tiles_n) * s.splits * s.batches;
+  return (V::SYMMETRIC ? tiles_n * (tiles_n + 1) / 2 : tiles_m * tiles_n) * s.batches;
 }
+// The piece of a tile that number `index` is, for the CTA of this rank: n fastest, then m, batch, split.
 template <typename P, typename V> __device__ __forceinline__ Tile tile_at(u32 index, u32 rank, const GemmShape &s) {
   const u32 tiles_n = ceil_div(s.n, P::BLOCK_N * P::CLUSTER_N);
   Tile t;
@@ -51,12 +53,29 @@ template <typename P, typename V> __device__ __forceinline__ Tile tile_at(u32 in
     t.m = i32(index % tiles_m * P::CLUSTER_M + (P::CLUSTER_M > 1 ? P::place_m(rank) : 0)) * BLOCK_M;
     index /= tiles_m;
   }
-  t.split = i32(index % u32(s.splits));
-  t.batch = i32(index / u32(s.splits));
+  t.batch = i32(index % u32(s.batches));
+  t.split = i32(index / u32(s.batches));
   t.k_begin = t.split * s.k_blocks_per_split;
   t.k_end = min(t.k_begin + s.k_blocks_per_split, ceil_div(s.k, BLOCK_K));
   return t;
 }
+
+// The pieces that a cluster computes. Those of all splits but the last are dealt one by one, then those of the last, which are shorter, by
+// `together`: so that with S splits T (S - 1) clusters are as long at work as T / together others, and none of the device is idle.
+struct Deal {
+  u32 whole, pieces, together; // pieces of all splits but the last, and of all
+
+  __device__ __forceinline__ Deal(u32 tiles, const GemmShape &s)
+      : whole(tiles * u32(s.splits - 1)), pieces(tiles * u32(s.splits)), together(u32(s.together)) {}
+  // The first piece of hand `hand`.
+  __device__ __forceinline__ u32 first(u32 hand) const { return hand < whole ? hand : whole + (hand - whole) * together; }
+  // The piece after `index`, of the same hand, or of the next one of a cluster, `clusters` hands on.
+  __device__ __forceinline__ u32 next(u32 index, u32 clusters) const {
+    if (index < whole) return first(index + clusters);
+    const u32 piece = index - whole;
+    return (piece + 1) % together != 0 ? index + 1 : first(whole + piece / together + clusters);
+  }
+};
 
 // A consumer's thread: which consumer (rows 64 consumer .. +64 of a tile), and which of its 128 threads.
 struct Worker {
@@ -90,7 +109,9 @@ __device__ __forceinline__ void run_tiles(Shared &shared, const TensorMap *a, co
   else __syncthreads();
 
   const u32 rank = P::CLUSTER > 1 ? cluster_rank() : 0;
-  const u32 first = blockIdx.x / P::CLUSTER, clusters = gridDim.x / P::CLUSTER, tiles = tile_count<P, V>(shape);
+  const u32 clusters = gridDim.x / P::CLUSTER;
+  const Deal deal(tile_count<P, V>(shape), shape);
+  const u32 first = deal.first(blockIdx.x / P::CLUSTER);
   typename P::Ring ring;
 
   if (warpgroup == 0) { // ---- producer
@@ -98,7 +119,7 @@ __device__ __forceinline__ void run_tiles(Shared &shared, const TensorMap *a, co
     if (threadIdx.x == 0) {
       prefetch_tensor_map(a);
       prefetch_tensor_map(b);
-      for (u32 index = first; index < tiles; index += clusters) {
+      for (u32 index = first; index < deal.pieces; index = deal.next(index, clusters)) {
         const Tile t = tile_at<P, V>(index, rank, shape);
         P::load_blocks(shared.stages, shared.barriers, ring, a, b, t.m, t.n, t.k_begin, t.k_end, t.batch, rank);
       }
@@ -109,15 +130,14 @@ __device__ __forceinline__ void run_tiles(Shared &shared, const TensorMap *a, co
   // ---- consumers
   registers_increase<CONSUMER_REGISTERS>();
   const Worker worker{warpgroup - 1, threadIdx.x % 128};
-  const i32 blocks = ceil_div(shape.k, BLOCK_K), last = blocks - (shape.splits - 1) * shape.k_blocks_per_split;
-  const bool lead = last >= P::STAGES; // the last split has the fewest k-blocks
   auto e = epilogue(worker);
 
-  for (u32 index = first; index < tiles; index += clusters) {
+  for (u32 index = first; index < deal.pieces; index = deal.next(index, clusters)) {
     const Tile tile = tile_at<P, V>(index, rank, shape);
     e.begin(tile);
+    const i32 blocks = tile.k_end - tile.k_begin;
     float d[P::ACCUMULATORS];
-    P::multiply_blocks(d, shared.stages, shared.barriers, ring, tile.k_end - tile.k_begin, worker.consumer, worker.lane(), lead, rank);
+    P::multiply_blocks(d, shared.stages, shared.barriers, ring, blocks, worker.consumer, worker.lane(), blocks >= P::STAGES, rank);
     e.finish(tile, d);
   }
   // The CTA's shared memory must outlive the reads of its last stores, and the releases by other CTAs of the cluster.

@@ -11,9 +11,11 @@
 //    lies between V and the pitch is not written), targets u16 [N], losses f32 [N], partial f32 [row blocks, CTAS, 2], sums of
 //    squares of x's rows f32 [parts, N].
 //
-// 3. Work. A cluster of CTAS = 1, 2, 4 or 8 CTAs has 128 rows and 256 CTAS columns at a time, 256 per CTA; so with V <= 2048 a row's logits
-//    are in the accumulators of one cluster at one time. The rows' parts of x are the same for all and multicast. Warp roles are those of
-//    gemm.cu (producer 40 registers, consumers 232 registers). Persistent: cluster c takes row blocks c, c + clusters, ...
+// 3. Work. CTAS = 1, 2, 4 or 8 CTAs have 128 rows and 256 CTAS columns at a time, 256 per CTA; so with V <= 2048 a row's logits
+//    are in accumulators at one time. The rows' parts of x are the same for all and multicast. A cluster is two such row blocks, whose parts
+//    of W are the same and multicast as well, but with CTAS = 8 one, since 8 CTAs are what is portable. Warp roles are those of
+//    gemm.cu (producer 40 registers, consumers 232 registers). Persistent: cluster c takes (pairs of) row blocks c, c + clusters, ...
+//    L2 reads per k-block and CTA, CTAS = 4: 20 KB; with one row block 36.
 //    Wider vocabularies take several sweeps over the columns: each adds to the sum of exponentials, the last one keeps its logits, and the
 //    others' are computed again once the sum is known.
 //    WHY NOT keep them in memory: a logit computed twice costs 2 d FLOPs, 1.3 ps of an H100 with d = 512; written and read back as bf16
@@ -31,12 +33,15 @@
 //
 // 5. Floor (predicted), N = 98304, d = 512, V = 1024: 103 GFLOP, 129 us; 302 MB, 101 us; 4 special functions per logit, 109 us. Logits in
 //    memory, a product and a pass over them, cost 403 MB and 134 us more. V = 4096: 618 GFLOP, 774 us, 1.5 times the products.
+//    V = 1024 by the emulator's counts (`bench kernels`, 2026-11-22): with one row block per cluster L2 took 167 us; with two it takes 121, and the
+//    tensor cores of 128 SMs are the bound with 133 us, as expected.
 //
 // 6. Fences and waits beyond those of gemm.cu:
 //      exchange barrier       a sum is read before it has arrived
 //      __syncwarp before arriving on it: the other lanes' sums are not released
 //      bulk_wait_read, barrier before a box is written: the store of the last box still reads it
 //      barrier after the losses of the warps: read before written
+//      cluster_sync, last     a CTA of the other row block releases a stage of one that has exited
 //
 // 7. Limits: 0 < C <= 64; V at most 65536 (targets are u16), rows of dlogits a multiple of 8 apart; d a multiple of 8.
 // 8. Machine code (ptxas 13.0): registers: 31..168, shared: 0..32 bytes, HGMMA: 0..8, dynamic: 0..223,232 bytes
@@ -61,7 +66,11 @@ struct Cap {
 
 constexpr int HEAD_COLUMNS = 256; // per CTA
 
-template <int CTAS> using HeadPipeline = Pipeline<Major::K, Major::K, HEAD_COLUMNS, 4, 3, 1, CTAS>;
+constexpr int MOST_CLUSTER = 8; // CTAs of a cluster that is portable
+
+// A cluster has CTAS CTAs for a row block's columns, and two row blocks where that is portable.
+template <int CTAS>
+using HeadPipeline = Pipeline<Major::K, Major::K, HEAD_COLUMNS, 4, 3, 2 * CTAS <= MOST_CLUSTER ? 2 : 1, CTAS>;
 
 template <int CTAS> struct alignas(1024) HeadShared {
   typename HeadPipeline<CTAS>::Stages stages;
@@ -83,20 +92,23 @@ struct HeadOperands {
   i32 N, V, d;
 };
 
-// Sum over the columns of all CTAs of a value of rows `r` and `r + 8`, which the four lanes of a quad have. `visit` counts row blocks.
+// Sum over the columns of all CTAs of a row block of a value of rows `r` and `r + 8`, which the four lanes of a quad have. `visit` counts row
+// blocks.
 template <int CTAS>
 __device__ __forceinline__ void exchange_sums(HeadShared<CTAS> &shared, float (&sum)[2], u32 consumer, u32 rank, u32 r, u32 lane, u32 visit) {
+  using P = HeadPipeline<CTAS>;
   sum[0] = group_sum<4>(sum[0]);
   sum[1] = group_sum<4>(sum[1]);
   if constexpr (CTAS > 1) {
-    const u32 buffer = visit & 1;
+    const u32 buffer = visit & 1, place = P::place_n(rank);
+    const auto of_row = [&](u32 place) { return P::CLUSTER_M == 1 ? place : P::CLUSTER_M * place + P::place_m(rank); };
     for (u32 to = lane % 4; to < CTAS; to += 4) {
-      const u32 address = cluster_address(&shared.sums[consumer][buffer][rank][r], to);
+      const u32 address = cluster_address(&shared.sums[consumer][buffer][place][r], of_row(to));
       cluster_store(address, sum[0]);
       cluster_store(address + 8 * sizeof(float), sum[1]);
     }
     __syncwarp();
-    if (lane < CTAS) cluster_arrive(cluster_address(&shared.exchange[consumer][buffer], lane));
+    if (lane < CTAS) cluster_arrive(cluster_address(&shared.exchange[consumer][buffer], of_row(lane)));
     cluster_wait(&shared.exchange[consumer][buffer], visit >> 1 & 1);
     sum[0] = sum[1] = 0.f;
 #pragma unroll
@@ -122,12 +134,16 @@ __device__ __forceinline__ void head(const TensorMap *x, const TensorMap *table,
       for (int b = 0; b < 2; ++b) mbarrier_init(&shared.exchange[w][b], 4 * CTAS); // one arrival per warp of this consumer in each CTA
     fence_barrier_init();
   }
-  if constexpr (CTAS > 1) cluster_sync();
+  if constexpr (P::CLUSTER > 1) cluster_sync();
   else __syncthreads();
 
   typename P::Ring ring;
   const i32 sweeps = ceil_div(o.V, CTAS * HEAD_COLUMNS), steps = GRADIENT ? 2 * sweeps - 1 : sweeps;
-  const i32 rank = CTAS > 1 ? i32(cluster_rank()) : 0;
+  const u32 seat = P::CLUSTER > 1 ? cluster_rank() : 0;                    // our rank in the cluster
+  const i32 rank = CTAS > 1 ? i32(P::place_n(seat)) : 0; // in the row block
+  // Row blocks of this CTA: with clusters of two every other one.
+  const u32 first_block = blockIdx.x / P::CLUSTER * P::CLUSTER_M + (P::CLUSTER_M > 1 ? P::place_m(seat) : 0);
+  const u32 blocks_apart = gridDim.x / P::CLUSTER * P::CLUSTER_M, row_blocks = ceil_div(ceil_div(o.N, BLOCK_M), P::CLUSTER_M) * P::CLUSTER_M;
   // The columns of a step: those of its sweep; after the last sweep, of the first ones again.
   const auto first_column = [&](i32 step) { return ((step < sweeps ? step : step - sweeps) * CTAS + rank) * HEAD_COLUMNS; };
 
@@ -136,10 +152,10 @@ __device__ __forceinline__ void head(const TensorMap *x, const TensorMap *table,
     if (threadIdx.x == 0) {
       prefetch_tensor_map(x);
       prefetch_tensor_map(table);
-      for (u32 block = blockIdx.x / CTAS; block < ceil_div(o.N, BLOCK_M); block += gridDim.x / CTAS)
+      for (u32 block = first_block; block < row_blocks; block += blocks_apart)
         for (i32 step = 0; step < steps; ++step)
           P::load_blocks(shared.stages, shared.barriers, ring, x, table, i32(block) * BLOCK_M, first_column(step), 0,
-                         ceil_div(o.d, BLOCK_K), 0, u32(rank));
+                         ceil_div(o.d, BLOCK_K), 0, seat);
     }
     return;
   }
@@ -155,7 +171,7 @@ __device__ __forceinline__ void head(const TensorMap *x, const TensorMap *table,
   const i32 blocks = ceil_div(o.d, BLOCK_K);
   const Cap cap(o.softcap);
 
-  for (u32 block = blockIdx.x / CTAS, visit = 0; block < ceil_div(o.N, BLOCK_M); block += gridDim.x / CTAS, ++visit) {
+  for (u32 block = first_block, visit = 0; block < row_blocks; block += blocks_apart, ++visit) {
     const i32 row_begin = i32(block) * BLOCK_M + 64 * i32(consumer);
     // The target's place from our first column of the first sweep on, where ours are 8 j + i, i = 0 or 1. Far away past the last row.
     i32 place[2];
@@ -169,7 +185,7 @@ __device__ __forceinline__ void head(const TensorMap *x, const TensorMap *table,
 
     for (i32 step = 0; step < steps; ++step) {
       float t[P::ACCUMULATORS]; // products, then tanh values
-      P::multiply_blocks(t, shared.stages, shared.barriers, ring, blocks, consumer, lane, blocks >= P::STAGES);
+      P::multiply_blocks(t, shared.stages, shared.barriers, ring, blocks, consumer, lane, blocks >= P::STAGES, seat);
       const float factor[2] = {quad_row_factor(o.norm, share[0]), quad_row_factor(o.norm, share[1])};
 
       const i32 begin = first_column(step), columns = o.V - begin, end = columns - 2 * i32(lane % 4);
@@ -195,7 +211,7 @@ __device__ __forceinline__ void head(const TensorMap *x, const TensorMap *table,
 
       float loss = 0.f;
       if (step == sweeps - 1) {
-        exchange_sums<CTAS>(shared, sum, consumer, u32(rank), r, lane, visit);
+        exchange_sums<CTAS>(shared, sum, consumer, seat, r, lane, visit);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           log2_sum[h] = log2_approx(sum[h]);
@@ -234,7 +250,7 @@ __device__ __forceinline__ void head(const TensorMap *x, const TensorMap *table,
           }
           if (thread == 0) bulk_wait_read<0>(); // the last box has been read out
           named_barrier_sync(1 + consumer, 128);
-          if (box == 0 && step == sweeps - 1 && thread == 0) {
+          if (box == 0 && step == sweeps - 1 && thread == 0 && i32(block) * BLOCK_M < o.N) {
             const float *w = shared.of_warp[consumer];
             o.partial[(u64(block) * CTAS + u32(rank)) * CONSUMERS + consumer] = (w[0] + w[1]) + (w[2] + w[3]);
           }
@@ -254,9 +270,12 @@ __device__ __forceinline__ void head(const TensorMap *x, const TensorMap *table,
   if constexpr (GRADIENT) {
     if (thread == 0) bulk_wait_read<0>();
   }
-  // NOTE: after one sweep there is no need to wait for the cluster. The last exchange is proof that the other CTAs have done all that they
-  // do to our shared memory: their releases of stages come before their sums. Steps after the exchange release stages, too.
-  if constexpr (CTAS > 1 && GRADIENT) {
+  // NOTE: one row block, after one sweep: no need to wait for the cluster. The last exchange is proof that the other CTAs have done all that
+  // they do to our shared memory: their releases of stages come before their sums. Steps after the exchange release stages, too, and so do
+  // the CTAs of the other row block, with which there is no exchange.
+  if constexpr (P::CLUSTER_M > 1) {
+    cluster_sync();
+  } else if constexpr (CTAS > 1 && GRADIENT) {
     if (sweeps > 1) cluster_sync();
   }
 }
@@ -267,12 +286,12 @@ using namespace birdie;
 
 #define MAP const __grid_constant__ TensorMap
 #define HEAD_KERNELS(CTAS)                                                                                            \
-  extern "C" __global__ void __cluster_dims__(CTAS, 1, 1) __launch_bounds__(THREADS, 1)                                \
+  extern "C" __global__ void __cluster_dims__(HeadPipeline<CTAS>::CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)                                \
       head_loss_##CTAS(MAP x, MAP table, MAP dlogits, const u16 *targets, float *losses, float *partial,               \
                        RowScale norm, float gradient_scale, float softcap, i32 N, i32 V, i32 d) {                                     \
     head<CTAS, true>(&x, &table, &dlogits, {targets, losses, partial, norm, gradient_scale, 0, softcap, N, V, d});           \
   }                                                                                                                    \
-  extern "C" __global__ void __cluster_dims__(CTAS, 1, 1) __launch_bounds__(THREADS, 1)                                \
+  extern "C" __global__ void __cluster_dims__(HeadPipeline<CTAS>::CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)                                \
       head_score_##CTAS(MAP x, MAP table, const u16 *targets, float *losses, RowScale norm, i32 round_bf16, float softcap, i32 N,    \
                        i32 V, i32 d) {                                                                                 \
     head<CTAS, false>(&x, &table, nullptr, {targets, losses, nullptr, norm, 0.f, round_bf16, softcap, N, V, d});             \

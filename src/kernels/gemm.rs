@@ -4,7 +4,7 @@ use anyhow::Result;
 use cust::stream::Stream;
 
 use super::row_scale::{RowScale, square_parts};
-pub use super::tile::{Tile, most_splits, splits};
+pub use super::tile::{Cut, Tile};
 use super::{Checks, DevPtr, Kernels, Matrix, Work, address, with_alignment};
 use crate::driver::launch::Parameter;
 use crate::driver::tensor_map::TensorMap;
@@ -504,8 +504,7 @@ impl Kernels {
         self.product(stream, entry, orientation, operands, tensors, &parameters)
     }
 
-    /// `partial[split] =` the part of D that comes from the split's range of k, f32 `[batches, splits, m, n]`. One split is D
-    /// itself. NN or TN.
+    /// `partial[part] =` what comes of the part's range of k, f32 `[batches, parts, m, n]`. A single part is D itself. NN or TN.
     pub fn gemm_f32(
         &self,
         stream: &Stream,
@@ -513,7 +512,7 @@ impl Kernels {
         a: Matrix,
         b: Matrix,
         partial: DevPtr,
-        splits: u64,
+        cut: Cut,
     ) -> Result<Work> {
         let entry = match orientation {
             Orientation::Nn => "gemm_nn_f32",
@@ -523,15 +522,12 @@ impl Kernels {
         let checks = Checks(entry);
         let shape = Shape::of(checks, orientation, a, b)?;
         let blocks = shape.k.div_ceil(BLOCK_K);
-        checks.limit((1..=blocks).contains(&splits), || {
-            format!("{splits} splits of {blocks} k-blocks")
-        })?;
-        let each = blocks.div_ceil(splits);
-        checks.limit(each * (splits - 1) < blocks, || {
-            format!(
-                "{splits} splits of {each} k-blocks leave one empty, k = {}",
-                shape.k
-            )
+        let fits = cut.parts >= 1
+            && cut.together >= 1
+            && cut.blocks * (cut.parts - 1) < blocks
+            && cut.blocks * cut.parts >= blocks;
+        checks.limit(fits, || {
+            format!("{cut:?} does not fit k = {}, {blocks} k-blocks", shape.k)
         })?;
         checks.limit(shape.n.is_multiple_of(2), || {
             format!("n = {} is odd", shape.n)
@@ -545,28 +541,20 @@ impl Kernels {
             "partial",
             partial,
             4,
-            &[shape.batches, splits, shape.m, shape.n],
+            &[shape.batches, cut.parts, shape.m, shape.n],
         )?;
         let [m, n, k, batches] = shape.ints(checks)?;
-        let (splits_int, each_int) = (splits as i32, each as i32);
+        let [parts, each, together] = [cut.parts, cut.blocks, cut.together].map(|n| n as i32);
         self.gemm_launch(
             stream,
             entry,
             tile,
-            tile.count(shape.m, shape.n) * shape.batches * splits,
+            tile.count(shape.m, shape.n) * shape.batches * cut.parts,
             &[
-                &map_a,
-                &map_b,
-                &partial,
-                &m,
-                &n,
-                &k,
-                &batches,
-                &splits_int,
-                &each_int,
+                &map_a, &map_b, &partial, &m, &n, &k, &batches, &parts, &each, &together,
             ],
         )?;
-        self.done(shape.work(4 * splits))
+        self.done(shape.work(4 * cut.parts))
     }
 
     /// Second stage of a weight gradient.
@@ -607,11 +595,13 @@ impl Kernels {
         let (scale, stride) = (address(r.scale), i32::from(!r.one_scale));
         let (weight, scale_grad) = (address(r.weight), address(r.scale_grad));
         let accumulate = i32::from(r.accumulate);
+        // A warp has a row. Few rows are for all multiprocessors, too.
+        let warps = (r.rows / u64::from(self.multiprocessors)).clamp(1, 8);
         self.launch(
             stream,
             checks.0,
-            [r.rows.div_ceil(8) as u32, 1, 1],
-            256,
+            [r.rows.div_ceil(warps) as u32, 1, 1],
+            32 * warps as u32,
             0,
             &[
                 &r.partial,

@@ -9,7 +9,7 @@ use crate::driver::tensor_map::TensorMap;
 use super::row_scale::{RowScale, RowScaleParameter};
 use super::{Checks, DevPtr, Kernels, Matrix, Work, with_alignment};
 
-/// Columns of a CTA, most CTAs that share a row, and rows that they have at a time.
+/// Columns of a CTA, most CTAs that share a row and most of a cluster, and rows that they have at a time.
 const COLUMNS: u64 = 256;
 const MOST_CTAS: u64 = 8;
 const ROWS: u64 = 128;
@@ -41,8 +41,8 @@ fn ctas(vocabulary: u64) -> u64 {
         .min(MOST_CTAS)
 }
 
-/// CTAs of a cluster of a kernel with clusters.
-pub(super) fn cluster(entry: &str) -> Option<u32> {
+/// CTAs that share a row, of a kernel.
+fn ctas_of(entry: &str) -> Option<u64> {
     match entry {
         "head_loss_1" | "head_score_1" => Some(1),
         "head_loss_2" | "head_score_2" => Some(2),
@@ -52,9 +52,19 @@ pub(super) fn cluster(entry: &str) -> Option<u32> {
     }
 }
 
+/// Row blocks of a cluster: two where it stays portable.
+fn row_blocks(ctas: u64) -> u64 {
+    if 2 * ctas <= MOST_CTAS { 2 } else { 1 }
+}
+
+/// CTAs of a cluster of a kernel with clusters.
+pub(super) fn cluster(entry: &str) -> Option<u32> {
+    ctas_of(entry).map(|ctas| (ctas * row_blocks(ctas)) as u32)
+}
+
 /// Dynamic shared memory of the kernels: `HeadShared` in the kernel file.
 pub fn shared_bytes(entry: &str) -> u32 {
-    let Some(ctas) = cluster(entry) else {
+    let Some(ctas) = ctas_of(entry).map(|ctas| ctas as u32) else {
         return 0;
     };
     with_alignment(4 * (16384 + 32768) + 2 * 8192 + 2 * 2 * ctas * 64 * 4 + 2 * 4 * 4 + 12 * 8)
@@ -243,8 +253,9 @@ impl Kernels {
     ) -> Result<()> {
         let ctas = ctas(head.table.rows);
         let entry = format!("{kind}_{ctas}");
-        let most = head.hidden.rows.div_ceil(ROWS) * ctas;
-        let grid = [self.resident(&entry, ctas).min(most) as u32, 1, 1];
+        let cluster = ctas * row_blocks(ctas);
+        let most = head.hidden.rows.div_ceil(ROWS * row_blocks(ctas)) * cluster;
+        let grid = [self.resident(&entry, cluster).min(most) as u32, 1, 1];
         self.launch(stream, &entry, grid, 384, shared_bytes(&entry), parameters)
     }
 }

@@ -88,11 +88,10 @@ impl Tile {
 
     /// The tile of a kernel of this name.
     pub fn of_entry(entry: &str) -> Tile {
-        let clustered = [Tile::Wide, Tile::Quad].into_iter();
-        clustered
-            .filter(|tile| entry.ends_with(tile.suffix()))
-            .next_back()
-            .unwrap_or(Tile::Square)
+        TILES
+            .iter()
+            .find(|facts| !facts.suffix.is_empty() && entry.ends_with(facts.suffix))
+            .map_or(Tile::Square, |facts| facts.tile)
     }
 
     /// CTAs of a cluster.
@@ -184,17 +183,139 @@ impl TileFacts {
     }
 }
 
-/// Into how many parts to cut k so that an `[m, n]` product fills an H100: as many as there are multiprocessors per tile, but at
-/// least 16 k-blocks each and at most 32 parts. Never leaves a part empty. A function of the shape alone: so the sums have the
-/// same bits on every device.
-pub fn splits(m: u64, n: u64, k: u64, batches: u64) -> u64 {
-    let blocks = k.div_ceil(BLOCK_K);
-    let each = blocks.div_ceil(most_splits(m, n, batches)).max(16);
-    blocks.div_ceil(each)
+/// How the sum over k is cut into parts, each a partial sum of its own. A function of the shape alone, so that the sums have the same bits on
+/// every device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Parts of every tile.
+    pub parts: u64,
+    /// k-blocks of each but the last, which has what is left.
+    pub blocks: u64,
+    /// Tiles whose last parts a cluster computes one after the other: as much work as another part.
+    pub together: u64,
 }
 
-/// The most that [`splits`] says for any `k`.
-pub fn most_splits(m: u64, n: u64, batches: u64) -> u64 {
-    let tiles = Tile::of_split(m, n).count(m, n) * batches;
-    (MULTIPROCESSORS / tiles).clamp(1, 32)
+/// Most parts, and fewest k-blocks of one that is not the last: a partial sum is written and read again.
+const MOST_PARTS: u64 = 32;
+const FEWEST_BLOCKS: u64 = 16;
+/// Clusters that would be idle are only worth one more partial sum if the product gets faster by more than this part of its time: the sum of
+/// 1024 x 512 f32 costs as much memory traffic as 1 % of its product.
+const DEAL_GAIN: u64 = 40;
+
+impl Cut {
+    /// All parts of about the same length. The number of parts is what comes of that: never is one empty.
+    pub fn even(k: u64, parts: u64) -> Cut {
+        let all = k.div_ceil(BLOCK_K);
+        Cut::into(all, all.div_ceil(parts))
+    }
+
+    /// `all` k-blocks into parts of so many.
+    fn into(all: u64, blocks: u64) -> Cut {
+        Cut {
+            parts: all.div_ceil(blocks),
+            blocks,
+            together: 1,
+        }
+    }
+
+    /// The cut with which an `[m, n]` product fills an H100: a cluster for each part of each tile, and where that leaves clusters over, a last part for
+    /// them, short enough that a few tiles' last parts are as much work as one other part.
+    pub fn of(m: u64, n: u64, k: u64, batches: u64) -> Cut {
+        let all = k.div_ceil(BLOCK_K);
+        let room = Room::of(m, n, batches);
+        let even = Cut::into(all, all.div_ceil(room.parts).max(FEWEST_BLOCKS));
+        let dealt = room.together.map(|together| {
+            let blocks = (all * together).div_ceil(room.parts * together + 1);
+            Cut {
+                parts: room.parts + 1,
+                blocks,
+                together,
+            }
+        });
+        let pays = |cut: &Cut| {
+            cut.blocks >= FEWEST_BLOCKS
+                && room.parts * cut.blocks < all
+                && cut.blocks + even.blocks / DEAL_GAIN < even.blocks
+        };
+        dealt.filter(pays).unwrap_or(even)
+    }
+
+    /// The most parts that [`Cut::of`] makes for any `k`.
+    pub fn most_parts(m: u64, n: u64, batches: u64) -> u64 {
+        let room = Room::of(m, n, batches);
+        room.parts + u64::from(room.together.is_some())
+    }
+}
+
+/// What an H100 has for the tiles of a product.
+struct Room {
+    /// Clusters for each tile.
+    parts: u64,
+    /// Tiles for each cluster that is left over, if there are any.
+    together: Option<u64>,
+}
+
+impl Room {
+    fn of(m: u64, n: u64, batches: u64) -> Room {
+        let tile = Tile::of_split(m, n);
+        let clusters = MULTIPROCESSORS / tile.cluster();
+        let tiles = tile.count(m, n) / tile.cluster() * batches;
+        let parts = clusters / tiles;
+        let over = clusters % tiles;
+        Room {
+            parts: parts.clamp(1, MOST_PARTS),
+            together: (over > 0 && (1..MOST_PARTS).contains(&parts)).then(|| tiles.div_ceil(over)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of the recipes' weight gradients.
+    #[test]
+    fn cuts_of_the_recipes() {
+        let cut = |m, n| {
+            let Cut {
+                parts,
+                blocks,
+                together,
+            } = Cut::of(m, n, 98_304, 1);
+            (parts, blocks, together)
+        };
+        // 12 tiles, 66 clusters: 60 have 280 k-blocks, six have twice 136.
+        assert_eq!(cut(1536, 512), (6, 280, 2));
+        assert_eq!(cut(512, 1536), (6, 280, 2));
+        // 8 tiles: 64 have 187, two have four times 40.
+        assert_eq!(cut(1024, 512), (9, 187, 4));
+        // 4 tiles, 64 of 66 clusters at work: a seventeenth sum would cost more than it gains.
+        assert_eq!(cut(512, 512), (16, 96, 1));
+    }
+
+    #[test]
+    fn no_part_is_empty_and_no_hand_is_longer_than_a_part() {
+        let sides = [8, 64, 128, 200, 256, 512, 520, 1024, 1040, 1536, 2048, 4096];
+        for (m, n) in sides.iter().flat_map(|&m| sides.map(|n| (m, n))) {
+            for (k, batches) in [
+                (8, 1),
+                (64, 3),
+                (1000, 1),
+                (4096, 2),
+                (20_000, 1),
+                (98_304, 1),
+                (786_432, 1),
+            ] {
+                let cut = Cut::of(m, n, k, batches);
+                let what = format!("{batches} x {m} x {n} x {k}: {cut:?}");
+                let all = k.div_ceil(BLOCK_K);
+                let before = (cut.parts - 1) * cut.blocks;
+                assert!(before < all && all <= cut.parts * cut.blocks, "{what}");
+                assert!(cut.together * (all - before) <= cut.blocks, "{what}");
+                assert!(cut.parts <= Cut::most_parts(m, n, batches), "{what}");
+                assert!(cut.parts <= MOST_PARTS, "{what}");
+                assert!(cut.parts == 1 || cut.blocks >= FEWEST_BLOCKS, "{what}");
+            }
+        }
+    }
 }

@@ -587,21 +587,21 @@ impl Network {
                 dtable,
                 proj_rows,
                 reduce.partial,
-                1,
+                gemm::Cut::even(width as u64, 1),
             )?;
             kernels.split_reduce(stream, reduce)?;
             let name = format!("{prefix}.proj.weight");
-            let splits = gemm::splits(width as u64, dim as u64, rows as u64, 1);
+            let cut = gemm::Cut::of(width as u64, dim as u64, rows as u64, 1);
             kernels.gemm_f32(
                 stream,
                 Orientation::Tn,
                 dtable,
                 embed_rows,
                 reduce.partial,
-                splits,
+                cut,
             )?;
             reduce = SplitReduce {
-                splits,
+                splits: cut.parts,
                 partial_rows: width as u64,
                 rows: width as u64,
                 weight: Some(device.at(unscaled.unwrap_or_else(|| self.layout.named(&name)))),
@@ -666,8 +666,8 @@ impl Network {
     ) -> Result<()> {
         let (kernels, stream) = (&device.kernels, &device.stream);
         let split = device.at(self.workspace.split);
-        let splits = gemm::splits(dy.columns, x.columns, dy.rows, 1);
-        kernels.gemm_f32(stream, Orientation::Tn, dy, x, split, splits)?;
+        let cut = gemm::Cut::of(dy.columns, x.columns, dy.rows, 1);
+        kernels.gemm_f32(stream, Orientation::Tn, dy, x, split, cut)?;
         for piece in pieces {
             let scale = piece.scale.as_ref();
             let named = |name: &str| device.at(self.layout.named(name));
@@ -676,7 +676,7 @@ impl Network {
                 stream,
                 SplitReduce {
                     partial: split,
-                    splits,
+                    splits: cut.parts,
                     partial_rows: dy.columns,
                     row_begin: piece.row_begin as u64,
                     rows: piece.rows as u64,

@@ -103,14 +103,14 @@ impl DeviceEngine {
                 }
                 let x = device.matrix(input, n, side);
                 let columns = side as u64;
-                let splits = gemm::splits(columns, columns, n as u64, 1);
+                let cut = gemm::Cut::of(columns, columns, n as u64, 1);
                 let partial = device.at(network.workspace.split);
-                kernels.gemm_f32(stream, Orientation::Tn, x, x, partial, splits)?;
+                kernels.gemm_f32(stream, Orientation::Tn, x, x, partial, cut)?;
                 kernels.split_reduce(
                     stream,
                     SplitReduce {
                         partial,
-                        splits,
+                        splits: cut.parts,
                         partial_rows: columns,
                         row_begin: 0,
                         rows: columns,

@@ -434,5 +434,5 @@ fn weight_products(config: &Config) -> Vec<(usize, usize)> {
 
 /// f32 elements of the splits of a weight gradient.
 fn split_elements((m, n): (usize, usize)) -> usize {
-    m * n * gemm::most_splits(m as u64, n as u64, 1) as usize
+    m * n * gemm::Cut::most_parts(m as u64, n as u64, 1) as usize
 }

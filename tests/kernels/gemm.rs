@@ -1,5 +1,5 @@
 use birdie::driver::modules::KERNEL_FILES;
-use birdie::kernels::gemm::{Orientation, Shape, SplitReduce, Tile, splits};
+use birdie::kernels::gemm::{Cut, Orientation, Shape, SplitReduce, Tile};
 use birdie::kernels::{Kernels, Matrix};
 
 use crate::device::Gpu;
@@ -275,23 +275,34 @@ fn split_sums_and_their_reduction() {
     let gpu = Gpu::new();
     for (tile, kernels) in &tiles(&gpu, "gemm_tn_f32") {
         for orientation in [Orientation::Nn, Orientation::Tn] {
-            for (i, (shape, splits)) in [
-                ([1, 64, 64, 64], 1),
-                ([1, 144, 136, 1000], 4),
-                ([1, 128, 64, 640], 5),
-                ([2, 72, 80, 304], 2),
-                ([1, 264, 272, 2048], 3),
+            // Parts, k-blocks of one, and last ones that are computed together: by as many clusters as are left, by fewer, by one.
+            for (i, (shape, [splits, blocks, together])) in [
+                ([1, 64, 64, 64], [1, 1, 1]),
+                ([1, 144, 136, 1000], [4, 4, 1]),
+                ([1, 128, 64, 640], [5, 2, 1]),
+                ([2, 72, 80, 304], [2, 3, 2]),
+                ([1, 264, 272, 2048], [3, 11, 1]),
+                ([1, 520, 272, 1496], [3, 10, 2]),
+                ([1, 264, 528, 704], [2, 8, 4]),
+                ([1, 264, 272, 1104], [4, 5, 100]),
+                ([2, 136, 264, 400], [2, 5, 3]),
+                ([1, 264, 272, 640], [1, 10, 3]),
             ]
             .into_iter()
             .enumerate()
             {
                 let case = Case::new(50 + i as u64, orientation, shape);
+                let cut = Cut {
+                    parts: splits,
+                    blocks,
+                    together,
+                };
                 let [batches, m, n, _] = shape;
                 let (a, b) = (gpu.bf16(&case.a), gpu.bf16(&case.b));
                 let partial = gpu.poison(4 * batches * splits * m * n);
                 let (left, right) = case.matrices(&a, &b);
                 kernels
-                    .gemm_f32(&gpu.stream, orientation, left, right, partial.ptr(), splits)
+                    .gemm_f32(&gpu.stream, orientation, left, right, partial.ptr(), cut)
                     .unwrap();
                 gpu.wait();
                 let parts = partial.read_f32();
@@ -368,11 +379,19 @@ fn same_inputs_give_the_same_bits() {
     let case = Case::new(70, Orientation::Tn, [1, 256, 128, 1024]);
     let (a, b) = (gpu.bf16(&case.a), gpu.bf16(&case.b));
     let (left, right) = case.matrices(&a, &b);
+    let cut = Cut::even(1024, 4);
     let runs: Vec<Vec<u8>> = (0..2)
         .map(|_| {
             let partial = gpu.poison(4 * 4 * 256 * 128);
             gpu.kernels
-                .gemm_f32(&gpu.stream, Orientation::Tn, left, right, partial.ptr(), 4)
+                .gemm_f32(
+                    &gpu.stream,
+                    Orientation::Tn,
+                    left,
+                    right,
+                    partial.ptr(),
+                    cut,
+                )
                 .unwrap();
             gpu.wait();
             partial.bytes()
@@ -443,25 +462,31 @@ fn bits_depend_on_shapes_alone() {
     let case = Case::new(71, Orientation::Tn, [1, 264, 272, 2500]);
     let (a, b) = (gpu.bf16(&case.a), gpu.bf16(&case.b));
     let (left, right) = case.matrices(&a, &b);
-    let parts = splits(264, 272, 2500, 1);
-    assert_eq!(parts, 3);
+    let even = Cut::of(264, 272, 2500, 1);
+    assert_eq!((even.parts, even.together), (3, 1));
+    let dealt = Cut {
+        together: 3,
+        ..even
+    };
     let mut results = Vec::new();
     for multiprocessors in [2, 4, 5, 132] {
         for tile in [Tile::Square, Tile::Wide] {
-            let kernels = gpu.kernels.with_tile(tile, multiprocessors);
-            let partial = gpu.poison(4 * parts * 264 * 272);
-            kernels
-                .gemm_f32(
-                    &gpu.stream,
-                    Orientation::Tn,
-                    left,
-                    right,
-                    partial.ptr(),
-                    parts,
-                )
-                .unwrap();
-            gpu.wait();
-            results.push(partial.bytes());
+            for cut in [even, dealt] {
+                let kernels = gpu.kernels.with_tile(tile, multiprocessors);
+                let partial = gpu.poison(4 * cut.parts * 264 * 272);
+                kernels
+                    .gemm_f32(
+                        &gpu.stream,
+                        Orientation::Tn,
+                        left,
+                        right,
+                        partial.ptr(),
+                        cut,
+                    )
+                    .unwrap();
+                gpu.wait();
+                results.push(partial.bytes());
+            }
         }
     }
     assert!(results.iter().all(|r| *r == results[0]));
@@ -539,15 +564,6 @@ fn tiles_of_the_recipes() {
         ),
     ] {
         assert_eq!(Tile::of(shape, 4, true), tile, "{shape:?}: {why}");
-    }
-    // Weight gradients: a wave of up to 132.
-    for ((m, n), parts) in [
-        ((1024, 512), 8),
-        ((512, 512), 16),
-        ((1536, 512), 5),
-        ((512, 1536), 5),
-    ] {
-        assert_eq!(splits(m, n, tokens, 1), parts, "{m} x {n}");
     }
 }
 
