@@ -4,7 +4,7 @@
 // 1. Formula, per sequence and query head h with kv = h / group, group = H / KV, S and lse as in attention_forward.cu:
 //      P = 2^(S log2(e) - lse)         dP = dO_h V_kv^T          dS = P (dP - delta),   delta = rowsum(dO_h O_h)
 //      dV_kv = sum_h P^T dO_h          dK_kv = sum_h dS^T Q_h / 8          dQ_h = dS K_kv / 8
-//    delta comes from attention_output.cu. Then, for what the forward (gemm_qkv.cu) stored as q and k, z = gain rope_t(y), y = x / rms, at
+//    delta comes from gemm_attention_output.cu. Then, for what the forward (gemm_qkv.cu) stored as q and k, z = gain rope_t(y), y = x / rms, at
 //    position t, with r = f / rms (gain 1 for k; x is the raw projection, which is not kept; f its row factor, row_scale.cuh); rope_t is a
 //    rotation, so with g = dQ or dK:
 //      q, k: dot = g . z;  dgain = sum dot / gain;  dx = r rope_t^T(gain g - z dot / (64 gain))

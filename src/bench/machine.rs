@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// Version of the model: rises whenever a constant or a rule of [`predict`](super::predict) changes, so that records of different models
 /// are never compared silently.
-pub const MODEL: &str = "h100-sxm/2: counted work, perfect balance and overlap";
+pub const MODEL: &str = "h100-sxm/3: counted work, perfect balance and overlap";
 
 /// A constant and its origin.
 #[derive(Debug, Clone, Copy, Serialize)]

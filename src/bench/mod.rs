@@ -187,7 +187,7 @@ impl Bench<'_> {
                 for (_, more) in &operation.launches[1..] {
                     counts.add(more);
                 }
-                let counts = counts.with_least_bytes(operation.work);
+                let counts = counts.with_least_work(operation.work);
                 let mut row = plain_row(operation);
                 row.predicted = Some(counts.predict());
                 row.counts = Some(counts);

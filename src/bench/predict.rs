@@ -8,7 +8,8 @@
 //! What is counted at the level of PTX is not what the machine executes: ptxas drops moves, folds address arithmetic and turns some
 //! instructions into several. So `mov` and parameter loads do not count as issued, and the columns *int* and *issue* are
 //! estimates, whereas tensor FLOPs, special functions, shared-memory passes and bytes carry over. Global accesses are taken to miss L1.
-//! HBM traffic is the number of distinct lines where the whole grid was executed, else what the operation must move at least.
+//! HBM traffic is the number of distinct lines where the whole grid was executed, else what the operation must move at least; nor does a sample
+//! multiply less than the operation has to.
 //!
 //! Between SMs and L2 a copy or reduction of the copy engine moves its bytes once: the addition is made in L2, whose own reading and
 //! writing is no traffic of the crossbar. A load that acquires waits for another CTA, and how often it is repeated is the emulator's
@@ -239,10 +240,14 @@ impl Counts {
         }
     }
 
-    /// Takes what an operation moves at least for its memory traffic where the grid was not executed whole.
-    pub fn with_least_bytes(mut self, work: Work) -> Counts {
+    /// Where the grid was not executed whole: what an operation moves at least is its memory traffic, and it multiplies no less than it has
+    /// to, whatever share of it the sample had.
+    pub fn with_least_work(mut self, work: Work) -> Counts {
         if self.executed < 1.0 || self.hbm_bytes == 0.0 {
             self.hbm_bytes = work.bytes as f64;
+        }
+        if self.executed < 1.0 && self.tensor_flops > 0.0 {
+            self.tensor_flops = self.tensor_flops.max(work.flops as f64);
         }
         self
     }
@@ -312,8 +317,25 @@ mod tests {
             flops: 1,
             bytes: 77,
         };
-        assert_eq!(whole.with_least_bytes(work).hbm_bytes, 1024.0);
-        assert_eq!(sample.with_least_bytes(work).hbm_bytes, 77.0);
+        assert_eq!(whole.with_least_work(work).hbm_bytes, 1024.0);
+        assert_eq!(sample.with_least_work(work).hbm_bytes, 77.0);
+    }
+
+    #[test]
+    fn a_sample_with_less_than_its_share_of_products_does_not_shrink_the_grid() {
+        let count = Count {
+            warps: 4,
+            tensor_flops: 1000,
+            ..Count::default()
+        };
+        let work = |flops| Work { flops, bytes: 77 };
+        let flops = |executed, work| {
+            let counts = Counts::of(&launch(executed, "tensor", count));
+            counts.with_least_work(work).tensor_flops
+        };
+        assert_eq!(flops(66, work(1900)), 2000.0);
+        assert_eq!(flops(66, work(2100)), 2100.0);
+        assert_eq!(flops(132, work(2100)), 1000.0);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use birdie::kernels::qkv::{QkvOperands, ValueMix, inverse_rms_pitch, rope_table}
 
 use crate::attention_output::{gradient, output};
 use crate::device::{Buffer, Gpu};
-use crate::numbers::{Random, assert_close, bf16, distance};
+use crate::numbers::{Random, assert_bf16, assert_close, assert_f32, bf16, distance};
 use crate::qkv::rotate;
 use crate::row_scale::Sums;
 
@@ -87,7 +87,7 @@ pub fn reference(shape: AttentionShape, qkv: &[f64], dout: &[f64]) -> Reference 
     r
 }
 
-fn shape(sequences: u64, tokens: u64, kv_heads: u64, group: u64) -> AttentionShape {
+pub fn shape(sequences: u64, tokens: u64, kv_heads: u64, group: u64) -> AttentionShape {
     AttentionShape {
         sequences,
         tokens,
@@ -231,8 +231,10 @@ impl Projection {
         let mut gain = between(shape.heads(), 1.2, 1.6);
         gain.iter_mut().skip(1).step_by(2).for_each(|g| *g = -*g);
         let rope_dims = [16, 16, 64, 16, 2, 16, 62, 16, 24][seed as usize % 9];
-        let rope: Vec<f64> = rope_table(shape.tokens, 10_000.0, rope_dims)
+        // At position 0 nothing is rotated: the first token stands at 1.
+        let rope: Vec<f64> = rope_table(shape.tokens + 1, 10_000.0, rope_dims)
             .into_iter()
+            .skip(rope_dims as usize)
             .map(f64::from)
             .collect();
         let extra = (seed % 4 < 2).then(|| random.bf16(rows * shape.kv_heads * D as u64, 1.0));
@@ -338,18 +340,23 @@ impl Projection {
         }
     }
 
-    /// The gradient of attention's input `qkv`, and with it those of the projection, of V and of the gains.
-    fn check(&self, what: &str, qkv: &[f64], dqkv: &[f64], got: &Gradients) {
+    fn name(&self, what: &str) -> String {
+        format!(
+            "{what}, {} rotated, extra {}, values {}",
+            self.rope_dims,
+            self.extra.is_some(),
+            self.values
+        )
+    }
+
+    /// From the gradient of attention's input `qkv` to those of the projection, of V and of the gains, in f64; and for each gain the spread
+    /// of what it is the sum of.
+    fn expected(&self, qkv: &[f64], dqkv: &[f64]) -> (Gradients, Vec<f64>) {
         let shape = self.shape;
         let (heads, kv) = (shape.heads() as usize, shape.kv_heads as usize);
         let (columns, dims) = (shape.columns() as usize, self.rope_dims as usize);
         let pitch = inverse_rms_pitch(shape.heads(), shape.kv_heads) as usize;
-        let what = format!(
-            "{what}, {dims} rotated, extra {}, values {}",
-            self.extra.is_some(),
-            self.values
-        );
-        let mut want = vec![f64::NAN; got.dqkv.len()];
+        let mut want = vec![f64::NAN; qkv.len() / columns * self.stride];
         let mut want_dv = vec![];
         let (mut want_gain, mut spread) = (vec![1.0; heads], vec![0.0; heads]);
         for (row, (z, g)) in qkv
@@ -383,6 +390,24 @@ impl Projection {
                 want[(heads + kv) * D + c] = factor * dv;
             }
         }
+        let gradients = Gradients {
+            dqkv: want,
+            dv: want_dv,
+            gain: want_gain,
+        };
+        (gradients, spread)
+    }
+
+    /// What is asked for, by name: as it is and as it should be. Nothing else is written.
+    fn pairs(
+        &self,
+        what: &str,
+        got: &Gradients,
+        want: &Gradients,
+    ) -> Vec<(&'static str, Vec<f64>, Vec<f64>)> {
+        let shape = self.shape;
+        let (heads, kv) = (shape.heads() as usize, shape.kv_heads as usize);
+        let columns = shape.columns() as usize;
         let part = |x: &[f64], range: std::ops::Range<usize>| -> Vec<f64> {
             x.chunks_exact(self.stride)
                 .flat_map(|row| row[range.clone()].to_vec())
@@ -403,14 +428,25 @@ impl Projection {
         assert!(gates.iter().all(|x| x.is_nan()), "{what}: gates");
         let mut pairs: Vec<_> = parts
             .into_iter()
-            .map(|(name, range)| (name, part(&got.dqkv, range.clone()), part(&want, range)))
+            .map(|(name, range)| {
+                let both = [&got.dqkv, &want.dqkv].map(|x| part(x, range.clone()));
+                let [got, want] = both;
+                (name, got, want)
+            })
             .collect();
         if self.values > 0 {
-            pairs.push(("dv kept", got.dv.clone(), want_dv));
+            pairs.push(("dv kept", got.dv.clone(), want.dv.clone()));
         } else {
             assert!(got.dv.iter().all(|x| x.is_nan()), "{what}: dv was written");
         }
-        for (name, got, want) in pairs {
+        pairs
+    }
+
+    /// Within the errors of attention's products, whose operands are rounded to bf16.
+    fn check(&self, what: &str, qkv: &[f64], dqkv: &[f64], got: &Gradients) {
+        let (what, shape) = (self.name(what), self.shape);
+        let (want, spread) = self.expected(qkv, dqkv);
+        for (name, got, want) in self.pairs(&what, got, &want) {
             // A query that sees one key only has no gradient: compare with the scale of the inputs.
             let error = distance(&got, &want);
             assert!(
@@ -419,14 +455,79 @@ impl Projection {
             );
             assert_close(&format!("{name} {what}"), &got, &want, 0.02, 0.06);
         }
-        for h in 0..heads {
+        for (h, spread) in spread.iter().enumerate() {
             // The rows' errors, a hundredth of each at most, are independent: four standard deviations, next to the sum's own rounding.
-            let bound = 0.04 * spread[h].sqrt() / (D as f64).sqrt() + 1e-3;
-            let (got, want) = (got.gain[h], want_gain[h]);
+            let bound = 0.04 * spread.sqrt() / (D as f64).sqrt() + 1e-3;
+            let (got, want) = (got.gain[h], want.gain[h]);
             assert!(
                 (got - want).abs() < bound,
                 "dq_gain {h} {what}: got {got}, want {want} within {bound}"
             );
+        }
+    }
+}
+
+/// Where attention's gradients are small whole numbers of eighths, bf16 has its operands exactly: what is left are the errors of the way back to
+/// the projection, and that is f32 until one rounding.
+#[test]
+fn the_way_back_to_the_projection_is_exact() {
+    let gpu = Gpu::new();
+    for (seed, (kv_heads, group)) in [(1, 1), (2, 2), (1, 4), (2, 1), (1, 3), (3, 2)]
+        .into_iter()
+        .cycle()
+        .take(9)
+        .enumerate()
+    {
+        let shape = shape(12, 1, kv_heads, group);
+        let (heads, kv) = (shape.heads() as usize, kv_heads as usize);
+        let (columns, padded) = (shape.columns() as usize, shape.padded_tokens() as usize);
+        let mut random = Random::new(4000 + seed as u64);
+        let mut small =
+            |n: u64| -> Vec<f64> { (0..n).map(|_| random.below(5) as f64 - 2.0).collect() };
+        let qkv = small(shape.sequences * shape.columns());
+        let dout = small(shape.sequences * shape.heads() * D as u64);
+        let delta = small(shape.sequences * shape.heads());
+        let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
+
+        // A token that sees itself alone: P = 1, whatever the score. With any delta dS = dO V - delta is a whole number.
+        let mut dqkv = vec![0.0; qkv.len()];
+        let mut lse = vec![f64::INFINITY; shape.statistics() as usize];
+        let mut padded_delta = vec![0.0; lse.len()];
+        for (b, (x, dx)) in qkv
+            .chunks_exact(columns)
+            .zip(dqkv.chunks_exact_mut(columns))
+            .enumerate()
+        {
+            for h in 0..heads {
+                let head = |h: usize| h * D..(h + 1) * D;
+                let (q, k, v) = (
+                    head(h),
+                    head(heads + h / group as usize),
+                    head(heads + kv + h / group as usize),
+                );
+                let g = &dout[(b * heads + h) * D..][..D];
+                let ds = dot(g, &x[v.clone()]) - delta[b * heads + h];
+                assert!(ds.abs() <= 256.0, "bf16 has it");
+                let place = (b * heads + h) * padded;
+                lse[place] = dot(&x[q.clone()], &x[k.clone()]) * 0.125 * std::f64::consts::LOG2_E;
+                padded_delta[place] = delta[b * heads + h];
+                for c in 0..D {
+                    dx[q.start + c] = ds * x[k.start + c] / 8.0;
+                    dx[k.start + c] += ds * x[q.start + c] / 8.0;
+                    dx[v.start + c] += g[c];
+                }
+            }
+        }
+        let (qkv_d, dout_d, lse) = (gpu.bf16(&qkv), gpu.bf16(&dout), gpu.f32(&lse));
+        for order in [QuerySum::Ordered, QuerySum::Unordered] {
+            let projection = Projection::new(&gpu, shape, seed as u64);
+            let what = projection.name(&format!("{shape:?} {order:?}"));
+            let got = projection.backward(&gpu, &qkv_d, &dout_d, &lse, &padded_delta, order);
+            let (want, _) = projection.expected(&qkv, &dqkv);
+            for (name, got, want) in projection.pairs(&what, &got, &want) {
+                assert_bf16(&format!("{name}, {what}"), &got, &want, 1.0);
+            }
+            assert_f32(&format!("dq_gain, {what}"), &got.gain, &want.gain, 30.0);
         }
     }
 }

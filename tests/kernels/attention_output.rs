@@ -9,6 +9,7 @@ use birdie::kernels::gemm::Tile;
 use birdie::kernels::gemm_attention_output::gemm_attention_output_partials;
 use birdie::kernels::{Kernels, Matrix};
 
+use crate::attention::shape;
 use crate::device::{Buffer, Gpu};
 use crate::numbers::{Random, assert_bf16, assert_close, assert_f32, bf16, sigmoid};
 use crate::row_scale::Sums;
@@ -294,15 +295,6 @@ impl Case {
                 .gemm_attention_output(&gpu.stream, matrices, operands, g)
                 .unwrap();
         });
-    }
-}
-
-fn shape(sequences: u64, tokens: u64, kv_heads: u64, group: u64) -> AttentionShape {
-    AttentionShape {
-        sequences,
-        tokens,
-        kv_heads,
-        group,
     }
 }
 

@@ -187,6 +187,8 @@ pub fn run(bench: &mut Bench, wanted: &BTreeSet<&str>) {
         "mov.u64 %a,map; cvta.param.u64 %b,%a; ld.u32 %y,[%b]; st.global.u32 [%o],%y;",
         ".shared .align 4 .b32 s; ld.global.u32 %x,[%i]; st.shared.u32 [s],%x; mov.u64 %a,s; cvta.shared.u64 %b,%a; ld.u32 %y,[%b]; st.global.u32 [%o],%y;",
         ".shared .align 4 .b32 s; ld.global.u32 %x,[%i]; st.shared.u32 [s],%x; mov.u64 %a,s; cvta.shared.u64 %b,%a; cvta.to.shared.u64 %a,%b; ld.shared.u32 %y,[%a]; st.global.u32 [%o],%y;",
+        // A hint: what is read is the same behind it.
+        "prefetch.global.L2 [%i]; ld.global.u32 %y,[%i]; st.global.u32 [%o],%y;",
     ] {
         let given = word.clone();
         let map = |_, _| given.clone().try_into().expect("128 bytes");
