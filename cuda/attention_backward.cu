@@ -645,26 +645,16 @@ __device__ __forceinline__ void attention_backward(const BackwardMaps &maps, con
 
 using namespace birdie;
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    attention_backward_causal_d64(
-        const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v,
-        const __grid_constant__ TensorMap dout, const __grid_constant__ TensorMap dk, const __grid_constant__ TensorMap dv,
-        const __grid_constant__ TensorMap dv_extra, const __grid_constant__ TensorMap dv_own, i32 value_flags, const float *lse,
-        const float *delta, const bf16 *ready, i32 C, bf16 *dqkv, i32 S, const float *inverse_rms, const float *rope, i32 pairs,
-        const float *q_gain, float *gain_sums, RowScale scale, float *dq_sum, u32 *turns, i32 T, i32 Tp, i32 group) {
-  attention_backward<true>({&q, &k, &v, &dout, &dk, &dv, &dv_extra, &dv_own},
-                           {ready, C, dqkv, S, inverse_rms, rope, pairs, q_gain, gain_sums, scale, T}, value_flags, lse, delta, dq_sum, turns,
-                           Tp, group);
-}
+#define MAP const __grid_constant__ TensorMap
+#define ATTENTION_BACKWARD(NAME, ORDERED)                                                                                             \
+  extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                                            \
+      NAME(MAP q, MAP k, MAP v, MAP dout, MAP dk, MAP dv, MAP dv_extra, MAP dv_own, i32 value_flags, const float *lse,                \
+           const float *delta, const bf16 *ready, i32 C, bf16 *dqkv, i32 S, const float *inverse_rms, const float *rope, i32 pairs,   \
+           const float *q_gain, float *gain_sums, RowScale scale, float *dq_sum, u32 *turns, i32 T, i32 Tp, i32 group) {              \
+    attention_backward<ORDERED>({&q, &k, &v, &dout, &dk, &dv, &dv_extra, &dv_own},                                                    \
+                                {ready, C, dqkv, S, inverse_rms, rope, pairs, q_gain, gain_sums, scale, T}, value_flags, lse, delta,  \
+                                dq_sum, turns, Tp, group);                                                                            \
+  }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    attention_backward_unordered_causal_d64(
-        const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v,
-        const __grid_constant__ TensorMap dout, const __grid_constant__ TensorMap dk, const __grid_constant__ TensorMap dv,
-        const __grid_constant__ TensorMap dv_extra, const __grid_constant__ TensorMap dv_own, i32 value_flags, const float *lse,
-        const float *delta, const bf16 *ready, i32 C, bf16 *dqkv, i32 S, const float *inverse_rms, const float *rope, i32 pairs,
-        const float *q_gain, float *gain_sums, RowScale scale, float *dq_sum, u32 *turns, i32 T, i32 Tp, i32 group) {
-  attention_backward<false>({&q, &k, &v, &dout, &dk, &dv, &dv_extra, &dv_own},
-                           {ready, C, dqkv, S, inverse_rms, rope, pairs, q_gain, gain_sums, scale, T}, value_flags, lse, delta, dq_sum, turns,
-                           Tp, group);
-}
+ATTENTION_BACKWARD(attention_backward_causal_d64, true)
+ATTENTION_BACKWARD(attention_backward_unordered_causal_d64, false)

@@ -1,7 +1,7 @@
 // The frame of a product's kernel: which CTA computes which tile, and who does what meanwhile.
 //
-// A kernel is a `Variant` (its tile, its stages), the pipeline that follows from it, a struct of shared memory that begins with the pipeline's, and an epilogue. The
-// frame runs the producer, and for each tile and consumer
+// A kernel is a `Variant` (its tile, its stages), the pipeline that follows from it, a struct of shared memory that begins with the
+// pipeline's, and an epilogue. The frame runs the producer, and for each tile and consumer
 //
 //   begin(tile)      before the products: to ask for what the epilogue will read
 //   finish(tile, d)  with the accumulators

@@ -10,6 +10,7 @@ mod philox;
 
 mod adam;
 mod attention;
+mod attention_backward;
 mod attention_output;
 mod clip_search;
 mod embedding;

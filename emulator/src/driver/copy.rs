@@ -215,7 +215,7 @@ pub unsafe fn batch_v2(
     attribute_count: usize,
     stream: u64,
 ) -> Outcome {
-    let mut failed = usize::MAX;
+    let untold = std::ptr::null_mut();
     // SAFETY: the caller's promise.
     unsafe {
         batch(
@@ -226,7 +226,7 @@ pub unsafe fn batch_v2(
             attributes,
             starts,
             attribute_count,
-            &mut failed,
+            untold,
             stream,
         )
     }
