@@ -150,7 +150,7 @@ fn every_removal_is_found(case: &Case) {
 // Where products continue on the same accumulators the ISA does not ask for wgmma.fence, but ptxas does; where they overwrite
 // accumulators that were only read since, the emulator does not mind.
 // The turns of attention's halves are there for speed alone.
-// Two asynchronous writes of different CTAs that a turn orders are in order for the emulator without a proxy fence behind the turn.
+// Between clusters that communicate the emulator looks for no races: the proxy fence behind a turn is not missed.
 const FENCE: (&str, usize) = ("wgmma.fence.sync.aligned;", 1);
 // - the wait of the second consumer for the first one's lead: an order that is good for speed alone. (The first one's arrival is
 //   found: the second waits for ever.)
@@ -406,8 +406,8 @@ fn attention_backward() {
     ));
 }
 
-/// `atom.acq_rel`: that of the CTA that finds itself the last one. It has to acquire what the others have added before it reads the sums; that
-/// it does not is no finding yet.
+/// `atom.acq_rel`: that of the CTA that finds itself the last one. It has to acquire what the others have added before it reads the sums; but
+/// between clusters that communicate the emulator looks for no races (emulator/src/check/global.rs).
 #[test]
 fn attention_backward_unordered() {
     every_removal_is_found(&backward(

@@ -1,7 +1,8 @@
 //! Races between clusters in global memory.
 //!
-//! Nothing orders two clusters of one launch except atomics and acquire/release accesses, and a kernel that uses those
-//! runs all its CTAs under one checker. For every other kernel the clusters run independently; each keeps a log of
+//! Nothing orders two clusters of one launch except atomics and acquire/release accesses. The clusters of a kernel that uses those run side by
+//! side, each under a checker of its own, and races between them are NOT looked for: that an acquire, a release or a proxy fence
+//! between clusters is missing shows only if the result does. For every other kernel the clusters run independently; each keeps a log of
 //! the ranges it read and wrote, and after the launch overlapping ranges of different clusters, at least one of them written,
 //! are races. The log merges neighbouring accesses of one instruction, so it stays short for streaming kernels.
 //!
