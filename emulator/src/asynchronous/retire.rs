@@ -9,7 +9,7 @@
 use super::address::{self, Shared, pointer};
 use super::mbarrier;
 use super::queue::{check_written, read_shared};
-use super::reduce::Reduction;
+use super::reduce::{Operation, Reduction};
 use super::tensor_box::{self, BoxRow, Coordinates};
 use crate::check::{At, Checker, Kind, Proxy};
 use crate::device::{Fault, Launch};
@@ -537,11 +537,7 @@ fn tensor_write(
     t: &mut TensorStore,
     at: At,
 ) -> Result<(), Fault> {
-    let kind = if t.reduction.is_some() {
-        Kind::Atomic
-    } else {
-        Kind::Write
-    };
+    let kind = kind_of(t.reduction);
     global_box(cluster, launch, &t.map, &t.start, kind, at)?;
     tensor_box::rows(&t.map, &t.start, |r| {
         let from = (r.offset + r.skip) as usize;
@@ -552,6 +548,15 @@ fn tensor_write(
     })?;
     cluster.asynchronous.buffer = std::mem::take(&mut t.staged);
     Ok(())
+}
+
+/// What the checker sees of a write or a reduction.
+fn kind_of(reduction: Option<Reduction>) -> Kind {
+    match reduction {
+        None => Kind::Write,
+        Some(r) if r.operation == Operation::Add && r.ty.is_float() => Kind::Sum,
+        Some(_) => Kind::Atomic,
+    }
 }
 
 /// # Safety
@@ -610,11 +615,7 @@ fn bulk_write(
     b: &mut BulkStore,
     at: At,
 ) -> Result<(), Fault> {
-    let kind = if b.reduction.is_some() {
-        Kind::Atomic
-    } else {
-        Kind::Write
-    };
+    let kind = kind_of(b.reduction);
     match b.to {
         Destination::Global(address) => {
             address::global(launch, address, u64::from(b.bytes), 1)?;
@@ -649,11 +650,7 @@ fn write_shared(cluster: &mut Cluster, to: Shared, values: &[u8], reduction: Opt
 fn remote(cluster: &mut Cluster, r: &Remote, at: At) {
     let values = &r.value[..usize::from(r.bytes)];
     write_shared(cluster, r.to, values, r.reduction);
-    let kind = if r.reduction.is_some() {
-        Kind::Atomic
-    } else {
-        Kind::Write
-    };
+    let kind = kind_of(r.reduction);
     // ISA: st.async and red.async are operations of the generic proxy.
     shared_hook(cluster, r.to, u32::from(r.bytes), kind, at, Proxy::Generic);
     forget_layout(cluster, r.to, u32::from(r.bytes));

@@ -43,7 +43,7 @@ impl Arrivals {
 impl Checker {
     /// Lanes access shared memory of CTA `cta`.
     pub(super) fn arrivals_access(&mut self, at: At, cta: u32, access: &WarpAccess<u32>) {
-        if !self.strict.enabled || access.kind == Kind::Atomic || access.mask == 0 {
+        if !self.strict.enabled || access.kind.is_strong() || access.mask == 0 {
             return;
         }
         if let Some(warp) = self.arrivals.0.get_mut(at.agent.0 as usize)
@@ -124,7 +124,7 @@ impl Checker {
         let others = (0..).zip(&self.arrivals.0).filter(|(w, _)| *w != own);
         let all = others.flat_map(|(w, warp)| warp.unreleased.iter().map(move |u| (w, u)));
         let mut bad = all.filter(|(w, u)| {
-            (u.writes || kind != Kind::Read)
+            (u.writes || kind.writes())
                 && u.covered.is_none_or(|c| state.knowledge.seen.get(*w) < c)
                 && u.places.touch(low, high)
         });
@@ -132,11 +132,7 @@ impl Checker {
             return;
         };
         let (warp, who) = (self.name(Agent(w)), self.name(at.agent));
-        let verb = if kind == Kind::Read {
-            "reads"
-        } else {
-            "writes"
-        };
+        let verb = if kind.writes() { "writes" } else { "reads" };
         let [did, role] = if u.writes {
             ["written", "earlier write"]
         } else {

@@ -7,6 +7,7 @@
 //! observed the *new* operation then also counts as having observed the old one of the same slot: a race with an
 //! operation that ended at least [`KEEP`] operations ago may be missed, never invented.)
 
+use super::between::Far;
 use std::collections::VecDeque;
 
 /// Finished slots kept aside before the oldest is used again.
@@ -40,6 +41,11 @@ impl Clock {
         }
     }
 
+    /// Is every component at least that of the other?
+    pub fn covers(&self, other: &Clock) -> bool {
+        other.0.iter().zip(0..).all(|(v, i)| *v <= self.get(i))
+    }
+
     pub fn copy_from(&mut self, other: &Clock) {
         self.0.clear();
         self.0.extend_from_slice(&other.0);
@@ -52,13 +58,14 @@ impl Clock {
 
 /// What an agent knows: everything whose effects it sees, which of the generic-proxy writes among that are visible
 /// to the async proxy (a `fence.proxy.async` lies on the path), and in clusters everything that has happened before at all: a relaxed
-/// arrival that was waited for has happened, though nothing else need be seen for it.
+/// arrival that was waited for has happened, though nothing else need be seen for it. If clusters communicate, also what of the others is seen.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Knowledge {
     pub seen: Clock,
     pub happened: Clock,
     pub proxied_shared: Clock,
     pub proxied_global: Clock,
+    pub far: Far,
 }
 
 impl Knowledge {
@@ -67,6 +74,7 @@ impl Knowledge {
         self.happened.join(&other.happened);
         self.proxied_shared.join(&other.proxied_shared);
         self.proxied_global.join(&other.proxied_global);
+        self.far.join(&other.far);
     }
 
     pub fn copy_from(&mut self, other: &Knowledge) {
@@ -74,6 +82,29 @@ impl Knowledge {
         self.happened.copy_from(&other.happened);
         self.proxied_shared.copy_from(&other.proxied_shared);
         self.proxied_global.copy_from(&other.proxied_global);
+        self.far.clone_from(&other.far);
+    }
+}
+
+/// Exchange with other clusters, in which this one is number `cluster`.
+impl Knowledge {
+    /// What others take over from who publishes it.
+    pub fn published(&self, cluster: u32) -> Far {
+        let mut far = self.far.clone();
+        far.seen.set(cluster, self.seen.clone());
+        far.proxied.set(cluster, self.proxied_global.clone());
+        far
+    }
+
+    /// Takes over what was published; part of it may be of this cluster.
+    pub fn take_over(&mut self, far: &Far, cluster: u32) {
+        if let Some(own) = far.seen.of(cluster) {
+            self.seen.join(own);
+        }
+        if let Some(own) = far.proxied.of(cluster) {
+            self.proxied_global.join(own);
+        }
+        self.far.join(far);
     }
 }
 
@@ -102,6 +133,10 @@ pub struct AgentState {
     pub fenced: Option<Knowledge>,
     /// What relaxed reads and atomics have seen: acquired at the next fence.
     pub observed: Option<Knowledge>,
+    /// The same for other clusters: what the last fence of device scope lets a relaxed write publish, and what relaxed reads have found
+    /// published.
+    pub fenced_far: Option<Far>,
+    pub observed_far: Option<Far>,
 }
 
 /// All agents of a cluster.
@@ -142,6 +177,8 @@ impl Agents {
             knowledge,
             fenced: None,
             observed: None,
+            fenced_far: None,
+            observed_far: None,
         });
         id
     }
@@ -166,6 +203,8 @@ impl Agents {
         }
         a.fenced = None;
         a.observed = None;
+        a.fenced_far = None;
+        a.observed_far = None;
         self.tick(issuer);
         id
     }
@@ -198,6 +237,11 @@ impl Agents {
             return false;
         };
         later.knowledge.seen.get(*issuer) > earlier.knowledge.seen.get(*issuer)
+    }
+
+    pub fn is_warp(&self, id: u32) -> bool {
+        let agent = self.all.get(id as usize);
+        agent.is_some_and(|a| matches!(a.identity, Identity::Warp { .. }))
     }
 
     pub fn warps_of(&self, cta: u32) -> impl Iterator<Item = &AgentState> {

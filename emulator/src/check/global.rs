@@ -1,10 +1,9 @@
 //! Races between clusters in global memory.
 //!
-//! Nothing orders two clusters of one launch except atomics and acquire/release accesses. The clusters of a kernel that uses those run side by
-//! side, each under a checker of its own, and races between them are NOT looked for: that an acquire, a release or a proxy fence
-//! between clusters is missing shows only if the result does. For every other kernel the clusters run independently; each keeps a log of
-//! the ranges it read and wrote, and after the launch overlapping ranges of different clusters, at least one of them written,
-//! are races. The log merges neighbouring accesses of one instruction, so it stays short for streaming kernels.
+//! Nothing orders two clusters of one launch except atomics and acquire/release accesses. The clusters of a kernel that uses those run
+//! interleaved and share a shadow of global memory ([`between`](super::between)). For every other kernel the clusters run independently;
+//! each keeps a log of the ranges it read and wrote, and after the launch overlapping ranges of different clusters, at least one
+//! of them written, are races. The log merges neighbouring accesses of one instruction, so it stays short for streaming kernels.
 //!
 //! Writes of equal values are no race to report: whoever comes last, the result is the same, and programs do it on purpose (`*changed = true`
 //! from everywhere). For single small writes the log holds the value; of larger ones it knows whether they changed any byte, so that of two
@@ -19,6 +18,8 @@ pub struct Range {
     pub end: u64,
     pub pc: u32,
     pub write: bool,
+    /// Of atomics, which do not conflict with each other.
+    pub atomic: bool,
     /// The write left every byte as it was.
     pub idle: bool,
     /// The value written, if the range is of a single write.
@@ -26,6 +27,21 @@ pub struct Range {
 }
 
 impl Range {
+    /// Do they conflict, where they overlap?
+    fn conflicts(&self, other: &Range) -> bool {
+        (self.write || other.write)
+            && !(self.atomic && other.atomic)
+            && !self.writes_the_same(other)
+    }
+
+    fn verb(&self) -> &'static str {
+        match (self.write, self.atomic) {
+            (false, _) => "reads",
+            (true, false) => "writes",
+            (true, true) => "updates",
+        }
+    }
+
     /// Do both write, and the same? Then nobody can tell who came last.
     fn writes_the_same(&self, other: &Range) -> bool {
         let same_value = self.value.is_some()
@@ -38,24 +54,20 @@ impl Range {
 /// Global accesses of one cluster.
 #[derive(Debug, Default, Clone)]
 pub struct GlobalLog {
-    /// Plain reads and writes.
     pub accesses: Ranges,
-    /// Atomic and bulk additions of floats.
-    pub sums: Ranges,
 }
 
 impl GlobalLog {
     pub fn add(&mut self, address: u64, bytes: u64, kind: Kind, pc: u32) {
-        if kind != Kind::Atomic {
-            self.accesses.add(Range {
-                start: address,
-                end: address + bytes,
-                pc,
-                write: kind == Kind::Write,
-                idle: false,
-                value: None,
-            });
-        }
+        self.accesses.add(Range {
+            start: address,
+            end: address + bytes,
+            pc,
+            write: kind.writes(),
+            atomic: kind.is_strong(),
+            idle: false,
+            value: None,
+        });
     }
 
     /// A write of `after` over `before`.
@@ -70,20 +82,9 @@ impl GlobalLog {
             end: address + after.len() as u64,
             pc,
             write: true,
+            atomic: false,
             idle: before == after,
             value: small.then(|| u128::from_le_bytes(value)),
-        });
-    }
-
-    /// Floats are added to what stands there, in whatever order.
-    pub fn add_sum(&mut self, address: u64, bytes: u64, pc: u32) {
-        self.sums.add(Range {
-            start: address,
-            end: address + bytes,
-            pc,
-            write: true,
-            idle: false,
-            value: None,
         });
     }
 }
@@ -103,7 +104,7 @@ impl Range {
     #[inline(always)]
     fn extend(&mut self, new: &Range) -> bool {
         let fits = self.pc == new.pc
-            && (self.write, self.idle) == (new.write, new.idle)
+            && (self.write, self.atomic, self.idle) == (new.write, new.atomic, new.idle)
             && new.start <= self.end
             && new.end >= self.start;
         if fits {
@@ -144,7 +145,7 @@ impl Ranges {
     /// Sorts by instruction and merges touching ranges. The sort is one that knows sorted runs, of which the list is made.
     fn compact(&mut self) {
         self.list
-            .sort_by_key(|r| (r.pc, r.write, r.idle, r.start, r.end, r.value));
+            .sort_by_key(|r| (r.pc, r.write, r.atomic, r.idle, r.start, r.end, r.value));
         let mut out: Vec<Range> = Vec::with_capacity(self.list.len());
         for r in &self.list {
             if !out.last_mut().is_some_and(|l| l.extend(r)) {
@@ -155,78 +156,13 @@ impl Ranges {
     }
 }
 
-/// Races between clusters: overlaps of plain accesses, at least one of them a write. `logs` holds (cluster, log).
+/// Races between clusters: overlaps of their accesses, at least one of them a write and not both atomics. `logs` holds (cluster, log). One
+/// finding per pair of instructions.
 pub fn races(kernel: &str, logs: &mut [(u32, GlobalLog)]) -> Vec<Finding> {
-    overlaps(
-        logs,
-        |l| &mut l.accesses,
-        |(r, cluster), (o, other)| {
-            let verb = |w: bool| if w { "writes" } else { "reads" };
-            Finding {
-                kind: FindingKind::GlobalRace,
-                kernel: kernel.to_string(),
-                message: format!(
-                    "cluster {cluster} {} global address {:#x}, which cluster {other} {}, and nothing orders clusters of one launch",
-                    verb(r.write),
-                    r.start,
-                    verb(o.write)
-                ),
-                sites: vec![
-                    SiteRef {
-                        pc: r.pc,
-                        who: format!("cluster {cluster}"),
-                        role: verb(r.write).into(),
-                    },
-                    SiteRef {
-                        pc: o.pc,
-                        who: format!("cluster {other}"),
-                        role: verb(o.write).into(),
-                    },
-                ],
-            }
-        },
-    )
-}
-
-/// Sums whose result depends on the order of clusters: float additions of several clusters at one address.
-pub fn order_dependent_sums(kernel: &str, logs: &mut [(u32, GlobalLog)]) -> Vec<Finding> {
-    overlaps(
-        logs,
-        |l| &mut l.sums,
-        |(r, cluster), (o, other)| Finding {
-            kind: FindingKind::OrderDependentSum,
-            kernel: kernel.to_string(),
-            message: format!(
-                "clusters {other} and {cluster} add floats at global address {:#x}: the sum depends on their order",
-                r.start
-            ),
-            sites: vec![
-                SiteRef {
-                    pc: r.pc,
-                    who: format!("cluster {cluster}"),
-                    role: "adds".into(),
-                },
-                SiteRef {
-                    pc: o.pc,
-                    who: format!("cluster {other}"),
-                    role: "adds".into(),
-                },
-            ],
-        },
-    )
-}
-
-/// Overlapping ranges of different clusters, at least one written: one finding per pair of instructions.
-fn overlaps(
-    logs: &mut [(u32, GlobalLog)],
-    of: impl Fn(&mut GlobalLog) -> &mut Ranges,
-    finding: impl Fn((&Range, u32), (&Range, u32)) -> Finding,
-) -> Vec<Finding> {
     let mut all: Vec<(Range, u32)> = Vec::new();
     for (cluster, log) in logs.iter_mut() {
-        let ranges = of(log);
-        ranges.compact();
-        all.extend(ranges.list.iter().map(|r| (*r, *cluster)));
+        log.accesses.compact();
+        all.extend(log.accesses.list.iter().map(|r| (*r, *cluster)));
     }
     all.sort_by_key(|(r, c)| (r.start, r.end, r.pc, *c));
     let mut findings: Vec<Finding> = Vec::new();
@@ -240,16 +176,14 @@ fn overlaps(
             .iter()
             .chain(if r.write { read.as_slice() } else { &[] });
         for (o, other) in earlier {
-            if *other == cluster
-                || r.writes_the_same(o)
-                || findings.len() >= 50
-                || findings
-                    .iter()
-                    .any(|f| f.sites[0].pc == r.pc && f.sites[1].pc == o.pc)
+            let known = |f: &Finding| f.sites[0].pc == r.pc && f.sites[1].pc == o.pc;
+            if *other != cluster
+                && r.conflicts(o)
+                && findings.len() < 50
+                && !findings.iter().any(known)
             {
-                continue;
+                findings.push(race(kernel, (&r, cluster), (o, *other)));
             }
-            findings.push(finding((&r, cluster), (o, *other)));
         }
         if r.write {
             written.push((r, cluster))
@@ -258,6 +192,25 @@ fn overlaps(
         }
     }
     findings
+}
+
+fn race(kernel: &str, (r, cluster): (&Range, u32), (o, other): (&Range, u32)) -> Finding {
+    let site = |r: &Range, cluster: u32| SiteRef {
+        pc: r.pc,
+        who: format!("cluster {cluster}"),
+        role: r.verb().into(),
+    };
+    Finding {
+        kind: FindingKind::GlobalRace,
+        kernel: kernel.to_string(),
+        message: format!(
+            "cluster {cluster} {} global address {:#x}, which cluster {other} {}, and nothing orders clusters of one launch",
+            r.verb(),
+            r.start,
+            o.verb()
+        ),
+        sites: vec![site(r, cluster), site(o, other)],
+    }
 }
 
 #[cfg(test)]
@@ -330,5 +283,13 @@ mod tests {
         assert_eq!(races("k", &mut logs).len(), 1);
         let mut logs = vec![(0, log(&[(0, 64, Kind::Write, 1), (0, 64, Kind::Read, 2)]))];
         assert!(races("k", &mut logs).is_empty());
+        // Atomics conflict with plain accesses, and not with each other.
+        for (kind, found) in [(Kind::Atomic, 0), (Kind::Read, 1), (Kind::Write, 1)] {
+            let mut logs = vec![
+                (0, log(&[(0, 64, Kind::Atomic, 1)])),
+                (1, log(&[(32, 4, kind, 2)])),
+            ];
+            assert_eq!(races("k", &mut logs).len(), found, "{kind:?}");
+        }
     }
 }

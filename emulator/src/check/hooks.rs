@@ -8,6 +8,7 @@
 //! The run loop calls [`Checker::before`] and [`Checker::after`] around every operation and ends the launch when
 //! [`Checker::fatal`] says so.
 
+use super::between::{Far, Numbering};
 use super::clock::{Agents, Identity, Knowledge};
 use super::shadow::{Conflict, New, Order, Past, Shadow};
 use super::*;
@@ -38,6 +39,22 @@ pub(super) struct Unsettled {
     kept: std::ops::Range<usize>,
     /// What it conflicts with, in `Checker::hits`.
     hits: std::ops::Range<usize>,
+}
+
+/// Where a strong access is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    pub address: u64,
+    /// Global memory, and a scope that takes in other clusters.
+    pub device: bool,
+}
+
+impl Place {
+    fn object(self) -> Sync {
+        Sync::Address {
+            address: self.address,
+        }
+    }
 }
 
 /// Whose addresses they are.
@@ -109,12 +126,26 @@ fn ranges<A: Copy + Into<u64>>(
 struct Seen<'a> {
     knowledge: &'a Knowledge,
     shared: bool,
+    numbering: Numbering,
+}
+
+impl Seen<'_> {
+    #[cold]
+    fn of_another(&self, agent: u32, clock: u32, proxied: bool) -> bool {
+        let far = &self.knowledge.far;
+        let clocks = if proxied { &far.proxied } else { &far.seen };
+        let (cluster, agent) = self.numbering.split(agent);
+        clocks.of(cluster).is_some_and(|c| c.get(agent) >= clock)
+    }
 }
 
 impl Order for Seen<'_> {
     #[inline(always)]
     fn seen(&self, agent: u32, clock: u32) -> bool {
-        self.knowledge.seen.get(agent) >= clock
+        match self.numbering.own(agent) {
+            Some(own) => self.knowledge.seen.get(own) >= clock,
+            None => self.of_another(agent, clock, false),
+        }
     }
     #[inline(always)]
     fn proxied(&self, agent: u32, clock: u32) -> bool {
@@ -123,7 +154,14 @@ impl Order for Seen<'_> {
         } else {
             &self.knowledge.proxied_global
         };
-        p.get(agent) >= clock
+        match self.numbering.own(agent) {
+            Some(own) => p.get(own) >= clock,
+            None => self.of_another(agent, clock, true),
+        }
+    }
+    #[inline(always)]
+    fn apart(&self, agent: u32) -> bool {
+        self.numbering.own(agent).is_none()
     }
 }
 
@@ -147,6 +185,8 @@ impl Checker {
             shared: (0..ctas).map(|_| Shadow::default()).collect(),
             layout: vec![Vec::new(); ctas as usize],
             global: Shadow::default(),
+            between: None,
+            numbering: Numbering::default(),
             objects: Default::default(),
             log: GlobalLog::default(),
             memory: Vec::new(),
@@ -210,10 +250,24 @@ impl Checker {
         self.agents.name(agent.0)
     }
 
-    fn past_site(&self, p: &Past, role: &str) -> SiteRef {
+    /// Name of an agent by its number in a shadow: also its cluster, if it is another one.
+    fn past_name(&self, space: Space, number: u32) -> String {
+        if space != Space::Global {
+            return self.agents.name(number);
+        }
+        match self.numbering.split(number) {
+            (cluster, agent) if cluster == self.numbering.cluster => self.agents.name(agent),
+            (cluster, agent) if self.agents.is_warp(agent) => {
+                format!("{} of cluster {cluster}", self.agents.name(agent))
+            }
+            (cluster, _) => format!("an asynchronous operation of cluster {cluster}"),
+        }
+    }
+
+    fn past_site(&self, p: &Past, space: Space, role: &str) -> SiteRef {
         SiteRef {
             pc: p.pc,
-            who: self.agents.name(p.agent),
+            who: self.past_name(space, p.agent),
             role: role.into(),
         }
     }
@@ -228,19 +282,23 @@ impl Checker {
         conflict: Conflict,
     ) {
         let verb = match kind {
-            Kind::Read => "reads",
+            Kind::Read | Kind::StrongRead => "reads",
             Kind::Write => "writes",
-            Kind::Atomic => "updates",
+            Kind::Atomic | Kind::Sum => "updates",
         };
-        let who = self.name(at.agent);
+        let mut who = self.name(at.agent);
+        let (Conflict::Race { earlier, .. } | Conflict::Proxy { earlier }) = conflict;
+        let earlier_who = self.past_name(space, earlier.agent);
+        if space == Space::Global && self.numbering.own(earlier.agent).is_none() {
+            who = format!("{who} of cluster {}", self.numbering.cluster);
+        }
         match conflict {
             Conflict::Race {
                 earlier,
                 earlier_writes,
             } => {
-                let earlier_who = self.agents.name(earlier.agent);
                 let did = if earlier_writes { "written" } else { "read" };
-                let refill = space != Space::Global && proxy == Proxy::Async && kind != Kind::Read;
+                let refill = space != Space::Global && proxy == Proxy::Async && kind.writes();
                 let (kind, message) = if space != Space::Global
                     && earlier_writes
                     && self.agents.follows_issue(earlier.agent, at.agent.0)
@@ -276,16 +334,19 @@ impl Checker {
                 } else {
                     "earlier read"
                 };
-                let other = self.past_site(&earlier, role);
+                let other = self.past_site(&earlier, space, role);
                 self.report(kind, at, message, vec![other]);
             }
             Conflict::Proxy { earlier } => {
-                let earlier_who = self.agents.name(earlier.agent);
+                let (through, role) = match earlier.proxy {
+                    Proxy::Generic => ("generic", "generic write"),
+                    Proxy::Async => ("async", "async write"),
+                };
                 let message = format!(
-                    "{who} {verb} {space} address {address:#x} through the async proxy; {earlier_who} wrote it through the generic \
+                    "{who} {verb} {space} address {address:#x} through the async proxy; {earlier_who} wrote it through the {through} \
                      proxy and no fence.proxy.async lies between"
                 );
-                let other = self.past_site(&earlier, "generic write");
+                let other = self.past_site(&earlier, space, role);
                 self.report(FindingKind::MissingProxyFence, at, message, vec![other]);
             }
         }
@@ -299,11 +360,12 @@ impl Checker {
         space: Space,
         address: u64,
         bytes: u64,
+        kind: Kind,
         proxy: Proxy,
     ) -> Option<u64> {
         let mut hits = std::mem::take(&mut self.hits);
         let before = hits.len();
-        let (shadow, new, order) = self.access(at, space, Kind::Read, proxy);
+        let (shadow, new, order) = self.access(at, space, kind, proxy);
         let undefined = shadow.read(address, bytes, new, &order, &mut hits);
         self.hits = hits;
         if self.hits.len() > before {
@@ -356,8 +418,14 @@ impl Checker {
     ) -> (&mut Shadow, New, Seen<'_>) {
         let agent = at.agent.0;
         let knowledge = &self.agents.all[agent as usize].knowledge;
+        let alone = Numbering::default();
+        let (shadow, numbering) = match (space, &mut self.between) {
+            (Space::Shared(cta), _) => (&mut self.shared[cta as usize], alone),
+            (Space::Global, Some(between)) => (&mut between.global, self.numbering),
+            (Space::Global, None) => (&mut self.global, alone),
+        };
         let new = New {
-            agent,
+            agent: numbering.number(agent).unwrap_or(agent),
             clock: knowledge.seen.get(agent),
             pc: at.pc,
             kind,
@@ -366,10 +434,7 @@ impl Checker {
         let order = Seen {
             knowledge,
             shared: space != Space::Global,
-        };
-        let shadow = match space {
-            Space::Shared(cta) => &mut self.shared[cta as usize],
-            Space::Global => &mut self.global,
+            numbering,
         };
         (shadow, new, order)
     }
@@ -390,8 +455,8 @@ impl Checker {
         self.arrivals_check(at, cta, address, bytes, kind);
         let space = Space::Shared(cta);
         let (start, length) = (u64::from(address), u64::from(bytes));
-        if kind == Kind::Read {
-            return self.read(at, space, start, length, proxy);
+        if !kind.writes() {
+            return self.read(at, space, start, length, kind, proxy);
         }
         let hits = self.write(at, space, start, length, kind, proxy);
         if hits.is_empty() {
@@ -423,7 +488,7 @@ impl Checker {
             undefined |= self
                 .shared_one(at, cta, start, n, access.kind, Proxy::Generic)
                 .is_some();
-            if access.kind != Kind::Read {
+            if access.kind.writes() {
                 self.set_layout(cta, start, n, layout::UNKNOWN);
             }
         });
@@ -494,8 +559,14 @@ impl Checker {
     /// A contiguous access to global memory.
     pub fn global_range(&mut self, at: At, address: u64, bytes: u64, kind: Kind, proxy: Proxy) {
         let space = Space::Global;
-        if kind == Kind::Read {
-            self.read(at, space, address, bytes, proxy);
+        if self.between.is_some() && self.numbering.number(at.agent.0).is_none() {
+            return;
+        }
+        if kind == Kind::Sum {
+            self.order_of_sums(at, address, bytes, proxy);
+        }
+        if !kind.writes() {
+            self.read(at, space, address, bytes, kind, proxy);
         } else {
             let hits = self.write(at, space, address, bytes, kind, proxy);
             if kind == Kind::Write {
@@ -506,7 +577,25 @@ impl Checker {
                 return;
             }
         }
-        self.log.add(address, bytes, kind, at.pc);
+        if self.between.is_none() {
+            self.log.add(address, bytes, kind, at.pc);
+        }
+    }
+
+    /// Notes that floats are added at an address where another agent's atomic is not ordered before.
+    fn order_of_sums(&mut self, at: At, address: u64, bytes: u64, proxy: Proxy) {
+        let space = Space::Global;
+        let (shadow, new, order) = self.access(at, space, Kind::Sum, proxy);
+        let Some((address, earlier)) = shadow.unordered_atomic(address, bytes, new, &order) else {
+            return;
+        };
+        let earlier_who = self.past_name(space, earlier.agent);
+        let message = format!(
+            "{} adds floats at global address {address:#x}, as {earlier_who} does: the sum depends on their order",
+            self.name(at.agent)
+        );
+        let other = self.past_site(&earlier, space, "adds");
+        self.report(FindingKind::OrderDependentSum, at, message, vec![other]);
     }
 
     /// Remembers what lies where a write is about to go, until [`Checker::settle`].
@@ -550,7 +639,7 @@ impl Checker {
             let before = &kept[u.kept];
             // SAFETY: memory that the write was tested to lie in; this cluster runs on this thread.
             let after = unsafe { std::slice::from_raw_parts(u.memory, before.len()) };
-            if u.space == Space::Global {
+            if u.space == Space::Global && self.between.is_none() {
                 self.log.add_write(u.address, before, after, u.at.pc);
             }
             let seen = hits[u.hits].iter().find_map(|h| {
@@ -584,9 +673,18 @@ impl Checker {
 
     /// The same by some lanes of a warp: in strict mode it is what these lanes did.
     pub fn release_of(&mut self, at: At, object: Sync, lanes: u32) {
+        self.release_so_far(at, object, lanes);
+        self.released(at);
+    }
+
+    fn release_so_far(&mut self, at: At, object: Sync, lanes: u32) {
         self.arrivals_release(at, lanes);
         let k = &self.agents.all[at.agent.0 as usize].knowledge;
         self.objects.entry(object).or_default().pending.join(k);
+    }
+
+    /// What `at` does from here on is not released.
+    pub fn released(&mut self, at: At) {
         self.agents.tick(at.agent.0);
     }
 
@@ -625,13 +723,52 @@ impl Checker {
         }
     }
 
-    /// A relaxed or volatile write, or an atomic, at an address: releases what the agent had done before its last fence.
-    pub fn release_relaxed(&mut self, at: At, address: u64) {
-        self.release_fenced(at, Sync::Address { address });
+    /// What was published at an address, if the kernel communicates and the access there is of device scope.
+    fn published(&mut self, place: Place) -> Option<(&mut Far, &mut Agents)> {
+        match &mut self.between {
+            Some(between) if place.device => {
+                let far = between.released.entry(place.address).or_default();
+                Some((far, &mut self.agents))
+            }
+            _ => None,
+        }
+    }
+
+    /// A releasing write or atomic: releases also itself, up to [`Checker::released`].
+    pub fn release_at(&mut self, at: At, place: Place) {
+        let cluster = self.numbering.cluster;
+        if let Some((far, agents)) = self.published(place) {
+            far.join(&agents.knows(at.agent.0).published(cluster));
+        }
+        self.release_so_far(at, place.object(), u32::MAX);
+    }
+
+    /// An acquiring read or atomic.
+    pub fn acquire_at(&mut self, at: At, place: Place) {
+        let cluster = self.numbering.cluster;
+        if let Some((far, agents)) = self.published(place) {
+            agents.knows(at.agent.0).take_over(far, cluster);
+        }
+        self.acquire(at, place.object());
+    }
+
+    /// A relaxed or volatile write, or an atomic: releases what the agent had done before its last fence.
+    pub fn release_relaxed(&mut self, at: At, place: Place) {
+        if let Some((far, agents)) = self.published(place)
+            && let Some(fenced) = &agents.all[at.agent.0 as usize].fenced_far
+        {
+            far.join(fenced);
+        }
+        self.release_fenced(at, place.object());
     }
 
     /// A relaxed or volatile read, or an atomic: what was released there is acquired at the agent's next fence.
-    pub fn acquire_relaxed(&mut self, at: At, address: u64) {
+    pub fn acquire_relaxed(&mut self, at: At, place: Place) {
+        if let Some((far, agents)) = self.published(place) {
+            let agent = &mut agents.all[at.agent.0 as usize];
+            agent.observed_far.get_or_insert_default().join(far);
+        }
+        let address = place.address;
         if let Some(o) = self.objects.get(&Sync::Address { address }) {
             let a = &mut self.agents.all[at.agent.0 as usize];
             a.knowledge.happened.join(&o.pending.happened);
@@ -704,6 +841,7 @@ impl Checker {
                 }
                 if global {
                     k.proxied_global.copy_from(&k.seen);
+                    k.far.proxied.clone_from(&k.far.seen);
                 }
                 self.agents.tick(at.agent.0);
             }
@@ -711,6 +849,13 @@ impl Checker {
                 self.lanes.ordered(at.agent);
                 if let Some(o) = a.observed.take() {
                     a.knowledge.join(&o);
+                }
+                if fence == Fence::Gpu && self.between.is_some() {
+                    let cluster = self.numbering.cluster;
+                    if let Some(far) = a.observed_far.take() {
+                        a.knowledge.take_over(&far, cluster);
+                    }
+                    a.fenced_far = Some(a.knowledge.published(cluster));
                 }
                 a.fenced = Some(a.knowledge.clone());
                 // A relaxed arrival or store later releases what these lanes did before.

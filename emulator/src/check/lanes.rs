@@ -218,7 +218,7 @@ impl Checker {
         base: u64,
     ) {
         let left_out = access.together && !self.strict.enabled;
-        if access.kind != Kind::Atomic && access.mask != 0 && !left_out {
+        if !access.kind.is_strong() && access.mask != 0 && !left_out {
             self.lanes_meet(at, Places::new(at.pc, access, base), access.kind, false);
         }
     }

@@ -4,6 +4,7 @@
 //! access (after bounds were tested), every synchronisation edge and every asynchronous operation.
 
 mod arrivals;
+pub mod between;
 pub mod clock;
 pub mod global;
 mod granules;
@@ -108,7 +109,24 @@ pub enum Proxy {
 pub enum Kind {
     Read,
     Write,
+    /// An atomic, or a strong write.
     Atomic,
+    /// An atomic that adds floats: the order of the additions shows in the result.
+    Sum,
+    /// A strong read (volatile, relaxed, acquire): does not conflict with atomics.
+    StrongRead,
+}
+
+impl Kind {
+    #[inline(always)]
+    pub fn writes(self) -> bool {
+        matches!(self, Kind::Write | Kind::Atomic | Kind::Sum)
+    }
+
+    #[inline(always)]
+    pub fn is_strong(self) -> bool {
+        matches!(self, Kind::Atomic | Kind::Sum | Kind::StrongRead)
+    }
 }
 
 /// What lanes of a warp read or write with one instruction through the generic proxy.
@@ -198,8 +216,12 @@ pub struct Checker {
     shared: Vec<shadow::Shadow>,
     /// Swizzle tags of each CTA's shared memory.
     layout: Vec<Vec<u8>>,
-    /// Shadow of the global memory that this cluster has touched.
+    /// Shadow of the global memory that this cluster has touched, unless it shares one with others.
     global: shadow::Shadow,
+    /// What it shares with the launch's other clusters: there while the cluster runs, if the kernel communicates.
+    pub between: Option<Box<between::Between>>,
+    /// The numbers of its agents in that.
+    pub numbering: between::Numbering,
     objects: crate::hash::FastMap<Sync, hooks::Object>,
     registers: valid::Registers,
     lanes: lanes::Lanes,

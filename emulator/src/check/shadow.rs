@@ -23,8 +23,8 @@ pub struct Past {
     pub proxy: Proxy,
 }
 
-/// The same in 12 bytes, so that a cell is a cache line. `tag`: bytes in bits 0-3, atomic, async proxy, a plain write below atomics, pc from
-/// bit 7 on.
+/// The same in 12 bytes, so that a cell is a cache line. `tag`: bytes in bits 0-3, strong (an atomic, or a strong read), async proxy, a
+/// plain write below atomics, a reader that follows a strong read of the last write, pc from bit 8 on.
 #[derive(Debug, Clone, Copy)]
 struct Packed {
     agent: u32,
@@ -36,7 +36,8 @@ const BYTES: u32 = 0xf;
 const ATOMIC: u32 = 1 << 4;
 const ASYNC: u32 = 1 << 5;
 const BELOW: u32 = 1 << 6;
-const PC_SHIFT: u32 = 7;
+const OBSERVED: u32 = 1 << 7;
+const PC_SHIFT: u32 = 8;
 const NO_PC: u32 = u32::MAX >> PC_SHIFT;
 
 const NOBODY: Packed = Packed {
@@ -70,11 +71,13 @@ pub const READERS: usize = 4;
 struct Cell {
     write: Packed,
     /// Readers since the last write. The first place may be the last plain write's instead, when atomics came after it: they conflict with
-    /// it and not with each other, whichever of them came last.
+    /// it and not with each other, whichever of them came last. (Atomics observe each other: what follows the last one follows all.)
     reads: [Packed; READERS],
     readers: u8,
     /// Bytes that hold a value (initialised by any write).
     valid: u8,
+    /// A strong reader has lost its place to another.
+    forgotten: bool,
 }
 
 const EMPTY: Cell = Cell {
@@ -82,6 +85,7 @@ const EMPTY: Cell = Cell {
     reads: [NOBODY; READERS],
     readers: 0,
     valid: 0,
+    forgotten: false,
 };
 
 /// A conflict of a new access with a remembered one.
@@ -114,8 +118,11 @@ pub struct New {
 impl New {
     fn packed(self) -> Packed {
         let mut tag = self.pc << PC_SHIFT;
-        if self.kind == Kind::Atomic {
+        if self.kind.is_strong() {
             tag |= ATOMIC;
+        }
+        if self.kind == Kind::StrongRead {
+            tag |= OBSERVED;
         }
         if self.proxy == Proxy::Async {
             tag |= ASYNC;
@@ -132,6 +139,19 @@ impl New {
 pub trait Order {
     fn seen(&self, agent: u32, clock: u32) -> bool;
     fn proxied(&self, agent: u32, clock: u32) -> bool;
+    /// Is the agent of another cluster, so that even two accesses through the async proxy need a proxy fence between them?
+    fn apart(&self, agent: u32) -> bool;
+}
+
+impl Packed {
+    /// Overlaps, by another agent, not both strong and not ordered.
+    #[inline(always)]
+    fn races(self, mask: u32, new: Packed, order: &impl Order) -> bool {
+        self.tag & mask != 0
+            && self.agent != new.agent
+            && self.tag & new.tag & ATOMIC == 0
+            && !order.seen(self.agent, self.clock)
+    }
 }
 
 impl Cell {
@@ -143,12 +163,15 @@ impl Cell {
             return None;
         }
         if !order.seen(w.agent, w.clock) {
+            if self.observed(mask, new, order) {
+                return None;
+            }
             return Some(Conflict::Race {
                 earlier: w.unpack(),
                 earlier_writes: true,
             });
         }
-        let crosses = new.tag & !w.tag & ASYNC != 0;
+        let crosses = new.tag & ASYNC != 0 && (w.tag & ASYNC == 0 || order.apart(w.agent));
         (crosses && !order.proxied(w.agent, w.clock)).then(|| Conflict::Proxy {
             earlier: w.unpack(),
         })
@@ -157,11 +180,19 @@ impl Cell {
     /// Records a read of the bytes of `mask`; its conflict with what is remembered, if any.
     #[inline(always)]
     fn read(&mut self, mask: u32, new: Packed, order: &impl Order) -> Option<Conflict> {
-        let found = self.against_write(mask, new, order);
+        let mut found = self.against_write(mask, new, order);
         let readers = usize::from(self.readers);
-        // The same reader again, or one that the new reader follows and covers, gives up its place.
+        let below = self.reads[0];
+        if readers > 0 && below.tag & BELOW != 0 && new.tag & ATOMIC == 0 && found.is_none() {
+            found = below.races(mask, new, order).then(|| Conflict::Race {
+                earlier: below.unpack(),
+                earlier_writes: true,
+            });
+        }
+        // The same reader again, or one that the new reader follows and covers, gives up its place; a weak one not to a strong one.
         let place = self.reads[..readers].iter().position(|p| {
             p.tag & BELOW == 0
+                && new.tag & !p.tag & ATOMIC == 0
                 && (p.agent == new.agent
                     || p.tag & BYTES & !mask == 0 && order.seen(p.agent, p.clock))
         });
@@ -172,7 +203,8 @@ impl Cell {
         match place {
             Some(i) => {
                 let p = &mut self.reads[i];
-                let mut tag = entry.tag;
+                // Who follows a reader follows what that one has observed.
+                let mut tag = entry.tag | p.tag & OBSERVED;
                 if (p.agent, p.clock) == (new.agent, new.clock) {
                     tag |= p.tag & BYTES;
                 }
@@ -184,6 +216,7 @@ impl Cell {
             }
             None => {
                 let first = usize::from(self.reads[0].tag & BELOW != 0);
+                self.forgotten |= self.reads[first].tag & OBSERVED != 0;
                 self.reads[first..].rotate_left(1);
                 self.reads[READERS - 1] = entry;
             }
@@ -197,7 +230,7 @@ impl Cell {
         let found = self.against_write(mask, new, order);
         let unordered = self.reads[..usize::from(self.readers)]
             .iter()
-            .find(|p| p.tag & mask != 0 && p.agent != new.agent && !order.seen(p.agent, p.clock));
+            .find(|p| p.races(mask, new, order));
         let found = found.or(unordered.map(|p| Conflict::Race {
             earlier: p.unpack(),
             earlier_writes: p.tag & BELOW != 0,
@@ -212,6 +245,7 @@ impl Cell {
         self.valid |= mask as u8;
         if mask == BYTES {
             self.readers = 0;
+            self.forgotten = false;
         }
         if let Some(p) = below {
             self.set_below(p);
@@ -242,6 +276,19 @@ impl Cell {
             self.readers = (self.readers + 1).min(READERS as u8);
         }
         self.reads[0] = p;
+    }
+
+    /// Has the new access, or something that it follows, read the last write's value by a strong read? Then it follows that write
+    /// (ISA, "Causality Order"), if not what the writer did before.
+    #[cold]
+    fn observed(&self, mask: u32, new: Packed, order: &impl Order) -> bool {
+        let reads = &self.reads[..usize::from(self.readers)];
+        let after = |p: &Packed| p.agent == new.agent || order.seen(p.agent, p.clock);
+        self.write.tag & ATOMIC != 0
+            && (self.forgotten
+                || reads
+                    .iter()
+                    .any(|p| p.tag & OBSERVED != 0 && p.tag & mask == mask && after(p)))
     }
 }
 
@@ -383,6 +430,28 @@ impl Shadow {
         undefined
     }
 
+    /// The last write in the range that is an atomic of another agent and not ordered before the new access.
+    pub fn unordered_atomic(
+        &mut self,
+        address: u64,
+        bytes: u64,
+        new: New,
+        order: &impl Order,
+    ) -> Option<(u64, Past)> {
+        let packed = Packed {
+            tag: 0,
+            ..new.packed()
+        };
+        let mut found = None;
+        self.cells::<false>(address, bytes, |c, address, bytes| {
+            let w = c.write;
+            if w.tag & ATOMIC != 0 && w.races(byte_mask(address, bytes), packed, order) {
+                found = found.or(Some((address, w.unpack())));
+            }
+        });
+        found
+    }
+
     /// Records a write or atomic; its conflicts with what is remembered are added to `hits`.
     pub fn write(
         &mut self,
@@ -393,7 +462,7 @@ impl Shadow {
         hits: &mut Vec<Hit>,
     ) {
         let packed = new.packed();
-        self.cells::<true>(address, bytes, |c, address, bytes| {
+        let record = |c: &mut Cell, address, bytes| {
             if let Some(conflict) = c.write(byte_mask(address, bytes), packed, order) {
                 hits.push(Hit {
                     address,
@@ -401,7 +470,13 @@ impl Shadow {
                     conflict,
                 });
             }
-        });
+        };
+        // What lies below an atomic may be another write in every part.
+        if new.kind.is_strong() {
+            self.cells::<false>(address, bytes, record);
+        } else {
+            self.cells::<true>(address, bytes, record);
+        }
     }
 }
 
@@ -427,6 +502,9 @@ mod tests {
         fn proxied(&self, _: u32, _: u32) -> bool {
             self.1
         }
+        fn apart(&self, _: u32) -> bool {
+            false
+        }
     }
     fn new(agent: u32, kind: Kind, proxy: Proxy) -> New {
         New {
@@ -448,7 +526,7 @@ mod tests {
             order: &impl Order,
         ) -> Option<(u64, Conflict)> {
             let mut hits = vec![];
-            if new.kind == Kind::Read {
+            if !new.kind.writes() {
                 self.read(address, bytes, new, order, &mut hits);
             } else {
                 self.write(address, bytes, new, order, &mut hits);
@@ -536,6 +614,9 @@ mod tests {
             fn proxied(&self, _: u32, _: u32) -> bool {
                 true
             }
+            fn apart(&self, _: u32) -> bool {
+                false
+            }
         }
         for forgotten in 1..=READERS as u32 {
             let mut s = Shadow::default();
@@ -618,6 +699,125 @@ mod tests {
         );
     }
 
+    /// What is seen of each agent, and through which proxies.
+    struct Only(u32);
+    impl Order for Only {
+        fn seen(&self, agent: u32, _: u32) -> bool {
+            agent == self.0
+        }
+        fn proxied(&self, _: u32, _: u32) -> bool {
+            false
+        }
+        fn apart(&self, agent: u32) -> bool {
+            agent >= 100
+        }
+    }
+
+    #[test]
+    fn a_strong_read_conflicts_with_plain_writes_alone() {
+        let nothing = All(false, false);
+        let of = |agent, kind| new(agent, kind, Proxy::Generic);
+        for (kind, races) in [
+            (Kind::Read, false),
+            (Kind::StrongRead, false),
+            (Kind::Atomic, false),
+            (Kind::Write, true),
+        ] {
+            let mut s = Shadow::default();
+            assert_eq!(s.access(0, 4, of(0, Kind::StrongRead), &nothing), None);
+            let found = s.access(0, 4, of(1, kind), &nothing);
+            assert_eq!(found.is_some(), races, "{kind:?} after a strong read");
+            let mut s = Shadow::default();
+            s.access(0, 4, of(1, kind), &nothing);
+            let found = s.access(0, 4, of(0, Kind::StrongRead), &nothing);
+            assert_eq!(found.is_some(), races, "a strong read after {kind:?}");
+        }
+    }
+
+    #[test]
+    fn who_has_read_an_atomic_s_value_follows_it() {
+        let nothing = All(false, false);
+        let of = |agent, kind| new(agent, kind, Proxy::Generic);
+        let observed = || {
+            let mut s = Shadow::default();
+            s.access(0, 4, of(0, Kind::Atomic), &nothing);
+            assert_eq!(s.access(0, 4, of(1, Kind::StrongRead), &nothing), None);
+            s
+        };
+        // Itself, also after plain reads of its own; somebody who follows it; nobody else.
+        let mut s = observed();
+        for kind in [Kind::Read, Kind::Read, Kind::Write] {
+            assert_eq!(s.access(0, 4, of(1, kind), &nothing), None, "{kind:?}");
+        }
+        assert_eq!(observed().access(0, 4, of(2, Kind::Write), &Only(1)), None);
+        assert!(
+            observed()
+                .access(0, 4, of(2, Kind::Write), &Only(3))
+                .is_some()
+        );
+        // With more readers than a cell remembers a race may be missed; none is invented.
+        let mut s = observed();
+        for reader in 2..2 + READERS as u32 {
+            s.access(0, 4, of(reader, Kind::StrongRead), &nothing);
+        }
+        assert_eq!(s.access(0, 4, of(1, Kind::Read), &nothing), None);
+    }
+
+    #[test]
+    fn a_plain_write_below_atomics_conflicts_with_plain_reads() {
+        let of = |agent, kind| new(agent, kind, Proxy::Generic);
+        let mut s = Shadow::default();
+        s.access(0, 4, of(0, Kind::Write), &All(true, true));
+        s.access(0, 4, of(1, Kind::Atomic), &All(true, true));
+        assert_eq!(s.access(0, 4, of(2, Kind::Read), &All(true, true)), None);
+        let found = s.access(0, 4, of(3, Kind::Read), &Only(1));
+        assert!(matches!(found, Some((_, Conflict::Race { earlier, .. })) if earlier.agent == 0));
+    }
+
+    /// An atomic covers parts that were written by different agents: each part keeps its own.
+    #[test]
+    fn what_lies_below_an_atomic_is_kept_for_every_part() {
+        let of = |agent, kind| new(agent, kind, Proxy::Generic);
+        let mut s = Shadow::default();
+        s.access(0, 16, of(0, Kind::Write), &All(true, true));
+        s.access(16, 16, of(1, Kind::Write), &All(true, true));
+        s.access(0, 32, of(2, Kind::Atomic), &All(true, true));
+        assert_eq!(s.access(16, 16, of(3, Kind::Atomic), &Only(1)), None);
+        assert!(s.access(0, 16, of(3, Kind::Atomic), &Only(1)).is_some());
+    }
+
+    #[test]
+    fn between_clusters_the_async_proxy_needs_a_fence_after_the_async_proxy() {
+        for (writer, fence) in [(1, false), (100, true)] {
+            let mut s = Shadow::default();
+            s.access(
+                0,
+                16,
+                new(writer, Kind::Write, Proxy::Async),
+                &All(true, true),
+            );
+            let found = s.access(0, 16, new(2, Kind::Read, Proxy::Async), &Only(writer));
+            let missing = matches!(found, Some((0, Conflict::Proxy { .. })));
+            assert_eq!(missing, fence, "agent {writer}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn unordered_sums_are_told_from_ordered_ones() {
+        let sum = |agent| new(agent, Kind::Sum, Proxy::Async);
+        let mut s = Shadow::default();
+        s.access(0, 64, new(0, Kind::Write, Proxy::Generic), &All(true, true));
+        assert_eq!(s.unordered_atomic(0, 64, sum(1), &All(false, false)), None);
+        s.access(32, 32, sum(1), &All(true, true));
+        let found = s.unordered_atomic(0, 64, sum(2), &Only(0));
+        assert!(
+            matches!(found, Some((32, Past { agent: 1, .. }))),
+            "{found:?}"
+        );
+        assert_eq!(s.unordered_atomic(0, 64, sum(2), &Only(1)), None);
+        assert_eq!(s.unordered_atomic(0, 64, sum(1), &Only(0)), None);
+    }
+
     #[test]
     fn uninitialised_bytes_are_found_exactly() {
         let mut s = Shadow::default();
@@ -649,6 +849,9 @@ mod tests {
             }
             fn proxied(&self, _: u32, _: u32) -> bool {
                 true
+            }
+            fn apart(&self, _: u32) -> bool {
+                false
             }
         }
         let read = new(2, Kind::Read, Proxy::Generic);

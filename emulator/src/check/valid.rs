@@ -10,7 +10,7 @@
 //! ([`Checker::define`]): ldmatrix, stmatrix and movmatrix element by element, mma.sync and wgmma (whose A may be in registers) by
 //! rows of A and columns of B.
 
-use super::{At, Checker, FindingKind, Kind, WarpAccess};
+use super::{At, Checker, FindingKind, WarpAccess};
 use crate::program::{Class, Effects, Init, NO_ROW, Op, Program};
 use std::sync::Arc;
 
@@ -106,7 +106,7 @@ fn passage(opcode: &str, op: &Op) -> Passage {
         address: op.src[0] != NO_ROW,
         lanes,
         stored: if plain_store {
-            usize::from(op.flags >> crate::exec::memory::access::VECTOR_SHIFT)
+            crate::exec::memory::access::elements(op)
         } else {
             0
         },
@@ -324,7 +324,7 @@ impl Checker {
         let shadow = &mut self.shared[cta as usize];
         let r = &mut self.registers;
         let lanes = (0..32).filter(|l| access.mask >> l & 1 == 1);
-        if access.kind == Kind::Read {
+        if !access.kind.writes() {
             r.loaded = bytes;
             for lane in lanes {
                 let (a, n) = (u64::from(addresses[lane]), u64::from(bytes));

@@ -5,6 +5,7 @@ use super::{
     AlignedBytes, Cluster, Cta, Fragment, LANES, NamedBarrier, Rng, Row, SHARED_BASE, Wait, Warp,
 };
 use crate::check::Checker;
+use crate::check::between::Numbering;
 use crate::counters::Counters;
 use crate::device::Launch;
 use crate::program::{Init, PRED_TRUE, Special};
@@ -54,6 +55,9 @@ impl Cluster {
         let check = launch.checks.then(|| {
             let collect = launch.device.settings.collect;
             let mut check = Checker::new(launch.program, size, warps, collect);
+            if launch.program.communicates {
+                check.numbering = Numbering::new(id as u32, counts.iter().product());
+            }
             check.strict.enabled = launch.device.settings.strict;
             check.memory = ctas.iter().map(|c| c.shared.as_slice().as_ptr()).collect();
             Box::new(check)

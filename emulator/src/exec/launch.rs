@@ -8,7 +8,8 @@
 use super::schedule::Group;
 use super::{Cluster, FULL, Rng};
 use crate::check::Finding;
-use crate::check::global::{GlobalLog, order_dependent_sums, races};
+use crate::check::between::Between;
+use crate::check::global::{GlobalLog, races};
 use crate::counters::Counters;
 use crate::device::{Device, Fault, Launch, LaunchConfig, LaunchError, LaunchReport, Observation};
 use crate::program::Program;
@@ -364,7 +365,6 @@ impl Launch<'_> {
                 if !self.program.communicates {
                     findings.extend(races(&self.program.name, &mut results.logs));
                 }
-                findings.extend(order_dependent_sums(&self.program.name, &mut results.logs));
                 let serious = findings.iter().position(|f| !f.kind.is_note());
                 match serious {
                     Some(i) if !self.device.settings.collect => Err(LaunchError::Fault(
@@ -429,6 +429,9 @@ impl Launch<'_> {
         let resident = settings.clusters_at_once(per_sm, per_cluster).max(1);
         let resident = u64::from(resident).min(total);
         let mut group = Group::new(self, !self.seed, self.steps());
+        if self.checks && total > 1 {
+            group.between = Some(Box::<Between>::default());
+        }
         let order = self.start_order(total);
         for (slot, i) in (0..resident).zip(order.iter().copied()) {
             group

@@ -9,6 +9,7 @@
 
 use super::run::{LONG, Turn, turn};
 use super::{Cluster, Cx, Rng, Wait};
+use crate::check::between::Between;
 use crate::check::{Finding, FindingKind, SiteRef};
 use crate::device::{Fault, Launch};
 
@@ -28,6 +29,8 @@ pub enum Step {
 pub struct Group<'a> {
     pub launch: &'a Launch<'a>,
     pub clusters: Vec<Box<Cluster>>,
+    /// What the checkers of the clusters share; with the one that runs, while it runs.
+    pub between: Option<Box<Between>>,
     rng: Rng,
     /// `progress + stores` of all clusters when polls were last reset.
     moved: u64,
@@ -40,6 +43,7 @@ impl<'a> Group<'a> {
         Group {
             launch,
             clusters: Vec::new(),
+            between: None,
             rng: Rng(seed),
             moved: 0,
             steps_left: steps,
@@ -55,18 +59,14 @@ impl<'a> Group<'a> {
                 n => self.rng.below(n as u64) as usize,
             };
             let before = self.clusters[i].steps;
-            // Several turns, so that caches stay warm.
-            for _ in 0..8 {
-                // SAFETY: the group owns its clusters and runs one at a time.
-                match unsafe { step(&mut self.clusters[i], self.launch) } {
-                    Step::Ran => {}
-                    Step::Done => return Ok(i),
-                    Step::Fault => {
-                        let fault = self.clusters[i].fault.take();
-                        return Err((i, fault.unwrap_or(Fault::Trap("no reason given".into()))));
-                    }
-                    Step::Deadlock => return Err((i, deadlock(&self.clusters[i], self.launch))),
+            match self.turns(i) {
+                Step::Ran => {}
+                Step::Done => return Ok(i),
+                Step::Fault => {
+                    let fault = self.clusters[i].fault.take();
+                    return Err((i, fault.unwrap_or(Fault::Trap("no reason given".into()))));
                 }
+                Step::Deadlock => return Err((i, deadlock(&self.clusters[i], self.launch))),
             }
             let spent = self.clusters[i].steps.wrapping_sub(before);
             self.steps_left = self.steps_left.saturating_sub(spent);
@@ -83,6 +83,26 @@ impl<'a> Group<'a> {
                 return Err((i, fault));
             }
         }
+    }
+
+    /// Several turns of a cluster, so that caches stay warm.
+    fn turns(&mut self, i: usize) -> Step {
+        let cluster = &mut self.clusters[i];
+        if let Some(check) = &mut cluster.check {
+            check.between = self.between.take();
+        }
+        let mut end = Step::Ran;
+        for _ in 0..8 {
+            // SAFETY: the group owns its clusters and runs one at a time.
+            end = unsafe { step(cluster, self.launch) };
+            if end != Step::Ran {
+                break;
+            }
+        }
+        if let Some(check) = &mut cluster.check {
+            self.between = check.between.take();
+        }
+        end
     }
 
     fn livelock(&mut self) -> bool {

@@ -151,6 +151,7 @@ impl Product {
             cluster: self.tile().cluster() as u32,
             shared: birdie::kernels::gemm::shared_bytes(self.0),
             parameters: Box::new(move |device| self.parameters(device, sizes)),
+            unordered: false,
             unfound: &[FENCE, LEAD],
         }
     }

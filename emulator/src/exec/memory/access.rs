@@ -12,8 +12,16 @@ use std::marker::PhantomData;
 pub const STRONG: u8 = 4;
 /// Bit 3: acquire (loads) or release (stores).
 pub const ORDERED: u8 = 8;
-/// Bits 4-7: elements per lane.
+/// Bits 4-5: elements per lane, as a power of two.
 pub const VECTOR_SHIFT: u8 = 4;
+const VECTOR: u8 = 3;
+/// Bit 6: the scope ends at the CTA or the cluster.
+pub const INSIDE: u8 = 64;
+
+/// Elements per lane of a load or store.
+pub fn elements(op: &Op) -> usize {
+    1 << (op.flags >> VECTOR_SHIFT & VECTOR)
+}
 
 /// A word as lanes of a register.
 pub trait Word: Copy {
@@ -79,7 +87,7 @@ impl<E: Element, const S: u8> Body for Load<E, S> {
     #[inline(always)]
     unsafe fn run(cx: &mut Cx, op: &Op) -> Flow {
         let size = size_of::<E::M>();
-        let n = usize::from(op.flags >> VECTOR_SHIFT);
+        let n = elements(op);
         let bytes = size * n;
         // SAFETY: pointers were tested for `bytes` bytes each; rows of the program.
         unsafe {
@@ -158,7 +166,7 @@ impl<E: Element, const S: u8> Body for Store<E, S> {
     #[inline(always)]
     unsafe fn run(cx: &mut Cx, op: &Op) -> Flow {
         let size = size_of::<E::M>();
-        let n = usize::from(op.flags >> VECTOR_SHIFT);
+        let n = elements(op);
         let bytes = size * n;
         // SAFETY: pointers were tested for `bytes` bytes each; rows of the program.
         unsafe {

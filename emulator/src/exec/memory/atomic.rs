@@ -42,17 +42,20 @@ struct Atomic {
     vector: u8,
     acquires: bool,
     releases: bool,
+    /// Scope `.cta` or `.cluster`.
+    inside: bool,
 }
 
 pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<()> {
     let reduction = &*i.op[0] == "red";
     let (mut space, mut operation, mut ty, mut vector) = (Space::Generic, None, None, 1u8);
-    let (mut acquires, mut releases) = (false, false);
+    let (mut acquires, mut releases, mut inside) = (false, false, false);
     for part in &i.op[1..] {
         match &**part {
             "global" => space = Space::Global,
             "shared" | "shared::cta" | "shared::cluster" => space = Space::Shared,
-            "relaxed" | "cta" | "cluster" | "gpu" | "sys" | "noftz" => {}
+            "cta" | "cluster" => inside = true,
+            "relaxed" | "gpu" | "sys" | "noftz" => {}
             "acquire" => acquires = true,
             "release" => releases = true,
             "acq_rel" => (acquires, releases) = (true, true),
@@ -135,6 +138,7 @@ pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<()> {
         vector,
         acquires,
         releases,
+        inside,
     });
     op.flags |= STRONG;
     if acquires || releases {
@@ -360,14 +364,16 @@ unsafe fn run(cx: &mut Cx, op: &Op) -> Flow {
             Ok(p) => p,
             Err(flow) => return flow,
         };
-        let mut access = Access::new(a.space, Kind::Atomic, bytes as usize);
+        let floats = a.ty.is_float() || matches!(a.ty, Ty::F16x2 | Ty::BF16x2);
+        let kind = if a.operation == Operation::Add && floats {
+            Kind::Sum
+        } else {
+            Kind::Atomic
+        };
+        let mut access = Access::new(a.space, kind, bytes as usize);
         access.acquires = a.acquires;
         access.releases = a.releases;
-        access.sums = a.operation == Operation::Add
-            && matches!(
-                a.ty,
-                Ty::F16 | Ty::F16x2 | Ty::BF16 | Ty::BF16x2 | Ty::F32 | Ty::F64
-            );
+        access.inside = a.inside;
         if let Some(flow) = observe(cx, op, &addresses, access) {
             return flow;
         }

@@ -23,7 +23,7 @@ use super::{Cx, LANES};
 use crate::program::lower::{Address, LowerCx, Result, bits, parse_type};
 use crate::program::{Class, Op};
 use crate::ptx::ast::{Instr, Operand, Space, Ty};
-use access::{ORDERED, STRONG, VECTOR_SHIFT};
+use access::{INSIDE, ORDERED, STRONG, VECTOR_SHIFT};
 use address::{ABSOLUTE, LOCAL, NARROW, PARAM, WIDE};
 pub use address::{GENERIC, GLOBAL, SHARED};
 
@@ -95,6 +95,8 @@ struct Modifiers {
     space: Space,
     strong: bool,
     ordered: bool,
+    /// Scope `.cta` or `.cluster`.
+    inside: bool,
     vector: u8,
     ty: Ty,
 }
@@ -104,6 +106,7 @@ fn modifiers(cx: &LowerCx, i: &Instr) -> Result<Modifiers> {
         space: Space::Generic,
         strong: false,
         ordered: false,
+        inside: false,
         vector: 1,
         ty: Ty::B32,
     };
@@ -123,7 +126,8 @@ fn modifiers(cx: &LowerCx, i: &Instr) -> Result<Modifiers> {
             "v2" => m.vector = 2,
             "v4" => m.vector = 4,
             "v8" => m.vector = 8,
-            "weak" | "cta" | "cluster" | "gpu" | "sys" | "nc" | "unified" => {}
+            "cta" | "cluster" => m.inside = true,
+            "weak" | "gpu" | "sys" | "nc" | "unified" => {}
             "ca" | "cg" | "cs" | "cv" | "lu" | "wb" | "wt" => {}
             p if p.starts_with("L1::") || p.starts_with("L2::") => {}
             p => match parse_type(p) {
@@ -259,7 +263,10 @@ fn access_lower(cx: &mut LowerCx, i: &Instr, store: bool) -> Result<()> {
     };
     op.run = run;
     op.class = class(space, m.space == Space::Param && space == GLOBAL, store);
-    op.flags |= m.vector << VECTOR_SHIFT;
+    op.flags |= (m.vector.trailing_zeros() as u8) << VECTOR_SHIFT;
+    if m.inside {
+        op.flags |= INSIDE;
+    }
     if m.strong {
         op.flags |= STRONG;
         cx.communicates |= matches!(space, GLOBAL | GENERIC);

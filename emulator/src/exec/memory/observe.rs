@@ -1,9 +1,10 @@
 //! Telling checkers and counters about accesses, and the bookkeeping of accesses that poll.
 
 use super::super::{Cx, Flow, LANES, LOCAL_WINDOW, SHARED_BASE, SHARED_WINDOW};
-use super::access::{ORDERED, STRONG};
+use super::access::{INSIDE, ORDERED, STRONG};
 use super::address::{GLOBAL, LOCAL, SHARED};
-use crate::check::{Kind, Sync, WarpAccess};
+use crate::check::hooks::Place;
+use crate::check::{At, Checker, Kind, WarpAccess};
 use crate::program::{Class, Op};
 
 /// What an operation does to memory.
@@ -15,8 +16,8 @@ pub struct Access {
     /// An atomic that acquires, or releases.
     pub acquires: bool,
     pub releases: bool,
-    /// Adds floats: the order of the additions shows in the result.
-    pub sums: bool,
+    /// Its scope ends at the CTA or the cluster.
+    pub inside: bool,
 }
 
 impl Access {
@@ -28,7 +29,7 @@ impl Access {
             bytes: bytes as u32,
             acquires: false,
             releases: false,
-            sums: false,
+            inside: false,
         }
     }
 }
@@ -44,11 +45,16 @@ pub fn observe(cx: &mut Cx, op: &Op, addresses: &[u64; LANES], access: Access) -
         return None;
     }
     let mut access = access;
+    access.inside |= op.flags & INSIDE != 0;
     if strong && op.flags & ORDERED != 0 {
         access.acquires |= access.kind == Kind::Read;
         access.releases |= access.kind == Kind::Write;
     }
-    let kind = if strong { Kind::Atomic } else { access.kind };
+    let kind = match access.kind {
+        Kind::Read if strong => Kind::StrongRead,
+        Kind::Write if strong => Kind::Atomic,
+        kind => kind,
+    };
     // Lanes by window.
     let (shared, global) = match access.space {
         GLOBAL => (0, cx.mask),
@@ -90,7 +96,7 @@ fn observe_global(
     let (warp, pc) = (cx.warp().index, cx.pc);
     let c = cx.cluster();
     if let Some(check) = &mut c.check {
-        order(check, at, addresses, lanes, access, strong, true);
+        order(check, at, addresses, lanes, access, strong);
         let lanewise = WarpAccess {
             addresses,
             mask: lanes,
@@ -102,13 +108,7 @@ fn observe_global(
         if access.kind == Kind::Write {
             check.stored_to_global(at, lanes);
         }
-        if access.sums {
-            for l in (0..LANES).filter(|l| lanes >> l & 1 == 1) {
-                let bytes = u64::from(access.bytes);
-                check.log.add_sum(addresses[l], bytes, at.pc);
-            }
-        }
-        order(check, at, addresses, lanes, access, strong, false);
+        ordered(check, at, access);
     }
     if counted && let Some(counters) = &mut c.counters {
         counters.global(
@@ -122,19 +122,19 @@ fn observe_global(
     }
 }
 
-/// Release before the access, acquire after it.
+/// What a strong access acquires and releases, before it is made itself: it follows the release whose value it reads, and who acquires
+/// follows it as it does what came before.
 fn order(
-    check: &mut crate::check::Checker,
-    at: crate::check::At,
+    check: &mut Checker,
+    at: At,
     addresses: &[u64; LANES],
     lanes: u32,
     access: Access,
     strong: bool,
-    before: bool,
 ) {
     let writes = access.kind != Kind::Read;
     let reads = access.kind != Kind::Write;
-    if !strong && access.kind != Kind::Atomic {
+    if !strong && !access.kind.is_strong() {
         return;
     }
     let mut last = None;
@@ -143,14 +143,25 @@ fn order(
         if last.replace(address) == Some(address) {
             continue;
         }
-        let object = Sync::Address { address };
-        match (before, access.releases, access.acquires) {
-            (true, true, _) => check.release(at, object),
-            (true, false, _) if writes => check.release_relaxed(at, address),
-            (false, _, true) => check.acquire(at, object),
-            (false, _, false) if reads => check.acquire_relaxed(at, address),
-            _ => {}
+        let device = !access.inside && address >> 32 != SHARED_WINDOW >> 32;
+        let place = Place { address, device };
+        if access.acquires {
+            check.acquire_at(at, place);
+        } else if reads {
+            check.acquire_relaxed(at, place);
         }
+        if access.releases {
+            check.release_at(at, place);
+        } else if writes {
+            check.release_relaxed(at, place);
+        }
+    }
+}
+
+/// The access has been made; what comes after it is not released.
+fn ordered(check: &mut Checker, at: At, access: Access) {
+    if access.releases {
+        check.released(at);
     }
 }
 
@@ -194,14 +205,14 @@ fn observe_shared(
                 kind,
                 together: false,
             };
-            if strong || access.kind == Kind::Atomic {
+            if strong || access.kind.is_strong() {
                 // The same location for all CTAs of the cluster, whatever window names it.
                 let global = std::array::from_fn(|l| {
                     SHARED_WINDOW | u64::from(rank + 1) << 24 | u64::from(offsets[l])
                 });
-                order(check, at, &global, same, access, strong, true);
+                order(check, at, &global, same, access, strong);
                 check.shared_access(at, rank, &lanewise);
-                order(check, at, &global, same, access, strong, false);
+                ordered(check, at, access);
             } else {
                 check.shared_access(at, rank, &lanewise);
             }
