@@ -11,7 +11,20 @@ use crate::program::{Class, Op};
 use crate::ptx::ast::{Instr, Operand, Ty};
 
 pub fn lower(cx: &mut LowerCx, i: &Instr) -> Result<bool> {
-    let m: Vec<&str> = i.op.iter().map(|m| &**m).collect();
+    let mut m: Vec<&str> = i.op.iter().map(|m| &**m).collect();
+    // ptxas takes .sync anywhere, and programs are written so (`vote.ballot.sync.b32`).
+    let usual = match m[0] {
+        "shfl" | "vote" | "redux" => 1,
+        "match" => 2,
+        _ => usize::MAX,
+    };
+    if let Some(place) = m.iter().position(|p| *p == "sync")
+        && place != usual
+        && usual < m.len()
+    {
+        let sync = m.remove(place);
+        m.insert(usual, sync);
+    }
     match (m[0], m.get(1).copied()) {
         ("shfl", Some("sync")) => shuffle(cx, i, &m)?,
         ("vote", Some("sync")) => vote(cx, i, &m)?,

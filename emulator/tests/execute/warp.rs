@@ -64,6 +64,27 @@ fn votes_and_elections() {
         run(&format!("{odd} vote.sync.ballot.b32 %x,%p,-1;"), &v),
         vec![ballot; 32]
     );
+    // The order that the ISA does not have, but ptxas takes and CUB writes.
+    assert_eq!(
+        run(&format!("{odd} vote.ballot.sync.b32 %x,%p,-1;"), &v),
+        vec![ballot; 32]
+    );
+    for [usual, other] in [
+        [
+            "shfl.sync.bfly.b32 %x,%y,1,31,-1;",
+            "shfl.bfly.b32.sync %x,%y,1,31,-1;",
+        ],
+        [
+            "redux.sync.add.s32 %x,%y,-1;",
+            "redux.add.sync.s32 %x,%y,-1;",
+        ],
+        [
+            "match.any.sync.b32 %x,%y,-1;",
+            "match.sync.any.b32 %x,%y,-1;",
+        ],
+    ] {
+        assert_eq!(run(usual, &v), run(other, &v), "{other}");
+    }
     let as_word = "selp.u32 %x,1,0,%q;";
     assert_eq!(
         run(&format!("{odd} vote.sync.any.pred %q,%p,-1; {as_word}"), &v),
