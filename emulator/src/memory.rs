@@ -4,8 +4,9 @@
 //! accesses after one bounds test. The whole range is mapped (without swap reservation), so even a wild address inside
 //! it cannot crash the host; whether it belongs to an allocation is decided by the table of allocations.
 
+use crate::defined::Defined;
 use std::collections::BTreeMap;
-use std::sync::RwLock;
+use std::sync::{Arc, RwLock};
 
 /// Guard bytes between allocations.
 const RED_ZONE: u64 = 512;
@@ -25,6 +26,8 @@ pub struct Allocation {
 pub struct Arena {
     base: u64,
     bytes: u64,
+    /// Which bytes hold a value.
+    pub defined: Arc<Defined>,
     state: RwLock<State>,
 }
 
@@ -133,6 +136,7 @@ impl Arena {
         Ok(Self {
             base,
             bytes,
+            defined: Defined::new(base, bytes)?,
             state: RwLock::new(state),
         })
     }
@@ -210,6 +214,7 @@ impl Arena {
             return false;
         };
         if !a.host {
+            self.defined.forget(address, a.bytes);
             s.give_back(address, a.bytes);
         }
         true
@@ -227,7 +232,11 @@ impl Arena {
 
     /// Makes an allocation a held range again; whether it was one.
     pub fn withdraw(&self, address: u64) -> bool {
-        self.write().leave(address).is_some()
+        let gone = self.write().leave(address);
+        if let Some(a) = &gone {
+            self.defined.forget(address, a.bytes);
+        }
+        gone.is_some()
     }
 
     /// Ends the hold of a range that is no allocation.

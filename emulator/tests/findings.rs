@@ -24,7 +24,10 @@ struct Planted {
 }
 
 enum Arg {
+    /// Zeros.
     Buffer(u64),
+    /// Memory that nothing has written.
+    Fresh(u64),
     Map {
         element: ElementType,
         dims: Vec<u64>,
@@ -78,6 +81,7 @@ fn read(path: &Path) -> Planted {
             let words: Vec<&str> = l.split_whitespace().collect();
             p.args.push(match words[0] {
                 "buffer" => Arg::Buffer(words[1].parse().unwrap()),
+                "fresh" => Arg::Fresh(words[1].parse().unwrap()),
                 "map" => Arg::Map {
                     element: match words[1] {
                         "bf16" => ElementType::Bf16,
@@ -133,9 +137,13 @@ fn run(p: &Planted, ptx: &str, seed: u64, policy: Policy) -> Result<Vec<String>,
             a
         };
         match arg {
-            Arg::Buffer(bytes) => {
+            Arg::Buffer(bytes) | Arg::Fresh(bytes) => {
+                let address = allocate(*bytes);
+                if matches!(arg, Arg::Fresh(_)) {
+                    device.memory.defined.track(address, *bytes);
+                }
                 params.resize(params.len().next_multiple_of(8), 0);
-                params.extend(allocate(*bytes).to_le_bytes());
+                params.extend(address.to_le_bytes());
             }
             Arg::Map {
                 element,

@@ -186,6 +186,7 @@ impl Checker {
             layout: vec![Vec::new(); ctas as usize],
             global: Shadow::default(),
             between: None,
+            defined: None,
             numbering: Numbering::default(),
             objects: Default::default(),
             log: GlobalLog::default(),
@@ -551,9 +552,15 @@ impl Checker {
     /// A warp's access to global memory.
     pub fn global_access(&mut self, at: At, access: &WarpAccess<u64>) {
         self.lanes_access(at, access, 0);
+        let reads = !access.kind.writes();
+        let mut undefined = false;
         ranges(access.addresses, access.mask, access.bytes, |start, n| {
             self.global_range(at, start, n, access.kind, Proxy::Generic);
+            undefined |= reads && self.defined.as_ref().is_some_and(|d| d.lacks(start, n));
         });
+        if undefined {
+            self.global_validity(at, access);
+        }
     }
 
     /// A contiguous access to global memory.
@@ -561,6 +568,11 @@ impl Checker {
         let space = Space::Global;
         if self.between.is_some() && self.numbering.number(at.agent.0).is_none() {
             return;
+        }
+        if kind.writes()
+            && let Some(defined) = &self.defined
+        {
+            defined.define_anywhere(address, bytes);
         }
         if kind == Kind::Sum {
             self.order_of_sums(at, address, bytes, proxy);

@@ -222,6 +222,8 @@ pub struct Checker {
     pub between: Option<Box<between::Between>>,
     /// The numbers of its agents in that.
     pub numbering: between::Numbering,
+    /// Which bytes of the device's memory hold a value.
+    pub defined: Option<Arc<crate::defined::Defined>>,
     objects: crate::hash::FastMap<Sync, hooks::Object>,
     registers: valid::Registers,
     lanes: lanes::Lanes,

@@ -1,4 +1,5 @@
-//! Uninitialised values: a validity mask per register row and per byte of shared memory.
+//! Uninitialised values: a validity mask per register row, per byte of shared memory and of each thread's local memory; bytes of device
+//! memory: [`defined`](crate::defined).
 //!
 //! Copying an undefined value is no mistake; acting on it is. So validity travels with the value and a finding is made
 //! where it decides something: a guard or branch, an address, a store to global memory, an operand of the tensor core
@@ -6,11 +7,14 @@
 //! (`and`, `or`, `prmt`, `selp`, packing moves, shuffles …) give a valid result when any source is valid, and a loaded register is
 //! valid when any byte of it is. This may miss an undefined half of a register, and never reports a defined one.
 //!
+//! An undefined value of global memory may be copied, through registers and shared memory: programs transpose and gather what is only in part
+//! filled in. What was only moved counts as defined where it is stored; what was computed from it does not.
+//!
 //! Matrix instructions move values between lanes; their handlers work out the validity of each result
 //! ([`Checker::define`]): ldmatrix, stmatrix and movmatrix element by element, mma.sync and wgmma (whose A may be in registers) by
 //! rows of A and columns of B.
 
-use super::{At, Checker, FindingKind, WarpAccess};
+use super::{At, Checker, FindingKind, SiteRef, WarpAccess};
 use crate::program::{Class, Effects, Init, NO_ROW, Op, Program};
 use std::sync::Arc;
 
@@ -32,6 +36,8 @@ enum Rule {
 #[derive(Debug, Clone, Copy)]
 pub struct Passage {
     rule: Rule,
+    /// The result is the source, or a part of it.
+    moves: bool,
     /// The first register read is an address, in these lanes.
     address: bool,
     lanes: u32,
@@ -54,6 +60,15 @@ pub struct Registers {
     undefined: [u32; 32],
     /// What the handler said of each register it wrote.
     each: Vec<u32>,
+    /// Of each warp: the lanes in which a byte of local memory is defined. Empty until it is used.
+    local: Vec<Vec<u32>>,
+    /// Of each warp: the lanes in which a register is an undefined value of global memory, moved at the most. Empty until there is one.
+    copied: Vec<Vec<u32>>,
+    /// The same of the sources of the operation under way, if it moves; and whether it is a load of such values.
+    moved: u32,
+    loads_copied: bool,
+    /// Of each warp: where it has read an undefined value last, and from where.
+    last: Vec<Option<(u32, String)>>,
 }
 
 impl Registers {
@@ -87,6 +102,11 @@ impl Registers {
             loaded: 0,
             undefined: [0; 32],
             each: vec![],
+            local: vec![vec![]; warps],
+            copied: vec![vec![]; warps],
+            moved: 0,
+            loads_copied: false,
+            last: vec![None; warps],
         }
     }
 }
@@ -103,6 +123,7 @@ fn passage(opcode: &str, op: &Op) -> Passage {
     let plain_store = opcode.starts_with("st.");
     Passage {
         rule: rule(opcode, op.class),
+        moves: moves(opcode),
         address: op.src[0] != NO_ROW,
         lanes,
         stored: if plain_store {
@@ -113,6 +134,25 @@ fn passage(opcode: &str, op: &Op) -> Passage {
     }
 }
 
+fn moves(opcode: &str) -> bool {
+    matches!(
+        opcode.split('.').next().unwrap_or(""),
+        "mov"
+            | "selp"
+            | "slct"
+            | "prmt"
+            | "and"
+            | "or"
+            | "lop3"
+            | "shl"
+            | "shr"
+            | "shf"
+            | "bfi"
+            | "bfe"
+            | "cvt"
+    )
+}
+
 fn rule(opcode: &str, class: Class) -> Rule {
     let has = |name: &str| opcode.split('.').any(|p| p == name);
     if ["ldmatrix", "stmatrix", "movmatrix"].contains(&opcode.split('.').next().unwrap_or("")) {
@@ -120,8 +160,9 @@ fn rule(opcode: &str, class: Class) -> Rule {
     }
     match class {
         Class::LoadShared => return Rule::Loaded,
-        // A generic address may be one of shared memory.
-        Class::LoadGlobal if opcode.starts_with("ld.") && !has("global") => return Rule::Loaded,
+        Class::LoadGlobal | Class::LoadLocal if opcode.starts_with("ld.") => {
+            return Rule::Loaded;
+        }
         Class::Tensor if opcode.starts_with("wgmma.mma_async") => return Rule::Each,
         // m8n8k4 of f16 has fragments of its own.
         Class::Tensor if opcode.starts_with("mma.") && (has("f64") || !has("m8n8k4")) => {
@@ -208,8 +249,12 @@ impl Checker {
                 if passage.stored > 0 && valid & mask != mask {
                     let rows = &r.rows[w];
                     let from = data.len().saturating_sub(passage.stored);
+                    let copied = &r.copied[w];
+                    let fine = |row: u32| {
+                        rows[row as usize] | copied.get(row as usize).copied().unwrap_or(0)
+                    };
                     r.stored.extend(data[from..].iter().map(|&(row, n)| {
-                        (row..row + u32::from(n)).fold(u32::MAX, |v, r| v & rows[r as usize])
+                        (row..row + u32::from(n)).fold(u32::MAX, |v, r| v & fine(r))
                     }));
                 }
                 let wanted = mask & passage.lanes;
@@ -229,9 +274,19 @@ impl Checker {
                     _ => u32::MAX,
                 };
                 self.registers.stored.clear();
+                let r = &mut self.registers;
+                if !r.copied[w].is_empty() {
+                    let rows = effects.reads.iter();
+                    let rows = rows.flat_map(|&(row, n)| row..row + u32::from(n));
+                    r.moved = match passage.moves {
+                        true => rows.fold(0, |m, row| m | r.copied[w][row as usize]),
+                        false => 0,
+                    };
+                }
             }
         }
         if self.registers.loaded != 0 {
+            self.registers.loads_copied = false;
             self.registers.loaded = 0;
             self.registers.undefined = [0; 32];
         }
@@ -295,9 +350,17 @@ impl Checker {
                 }
                 _ => valid,
             };
+            let copied = match rule {
+                Rule::Loaded if r.loads_copied => !valid,
+                Rule::All | Rule::Any => r.moved & !valid,
+                _ => 0,
+            };
             for i in *row..*row + u32::from(*n) {
                 let v = &mut r.rows[w][i as usize];
                 *v = (*v & !mask) | (valid & mask);
+                if let Some(c) = r.copied[w].get_mut(i as usize) {
+                    *c = (*c & !mask) | (copied & mask);
+                }
             }
         }
         for p in &effects.pred_writes {
@@ -312,7 +375,18 @@ impl Checker {
             "{what} was never initialised (lane {lane}, {} lanes in all)",
             lanes.count_ones()
         );
-        self.report(FindingKind::Uninitialized, at, message, vec![]);
+        let last = self.registers.last.get(at.agent.0 as usize);
+        let read = last.and_then(Option::as_ref).map(|(pc, from)| SiteRef {
+            pc: *pc,
+            who: self.name(at.agent),
+            role: format!("last read of what nothing has written, {from}"),
+        });
+        self.report(
+            FindingKind::Uninitialized,
+            at,
+            message,
+            read.into_iter().collect(),
+        );
     }
 
     /// A warp has read shared memory, not all of it defined, or writes it.
@@ -330,6 +404,7 @@ impl Checker {
                 let (a, n) = (u64::from(addresses[lane]), u64::from(bytes));
                 r.undefined[lane] = shadow.undefined_bytes(a, n);
             }
+            self.undefined_read(at, &format!("shared memory of CTA {cta}"));
         } else if !r.stored.is_empty() {
             let size = bytes / r.stored.len() as u32;
             for lane in lanes {
@@ -344,6 +419,91 @@ impl Checker {
             for lane in lanes.filter(|l| r.sources >> l & 1 == 0) {
                 shadow.poison(u64::from(addresses[lane]), u64::from(bytes));
             }
+        }
+    }
+
+    /// A warp has read global memory, not all of it defined.
+    pub(super) fn global_validity(&mut self, at: At, access: &WarpAccess<u64>) {
+        let (Some(defined), true) = (
+            &self.defined,
+            (at.agent.0 as usize) < self.registers.rows.len(),
+        ) else {
+            return;
+        };
+        let r = &mut self.registers;
+        r.loaded = access.bytes;
+        r.loads_copied = true;
+        let w = at.agent.0 as usize;
+        if r.copied[w].is_empty() {
+            r.copied[w] = vec![0; r.rows[w].len()];
+        }
+        for lane in (0..32).filter(|l| access.mask >> l & 1 == 1) {
+            r.undefined[lane] = defined.undefined(access.addresses[lane], access.bytes.into());
+        }
+        self.undefined_read(at, "global memory");
+    }
+
+    /// Remembers an operation that reads undefined bytes, for reports.
+    fn undefined_read(&mut self, at: At, from: &str) {
+        let r = &mut self.registers;
+        let lane = (0..32).find(|&l| r.undefined[l] != 0);
+        if let (Some(lane), Some(last)) = (lane, r.last.get_mut(at.agent.0 as usize)) {
+            *last = Some((at.pc, format!("{from}, lane {lane}")));
+        }
+    }
+
+    /// A warp reads or writes local memory; addresses are offsets in each thread's own.
+    pub fn local_access(
+        &mut self,
+        at: At,
+        addresses: &[u64; 32],
+        lanes: u32,
+        bytes: u32,
+        writes: bool,
+    ) {
+        let w = at.agent.0 as usize;
+        let r = &mut self.registers;
+        let Some(local) = r.local.get_mut(w) else {
+            return;
+        };
+        let lanes = (0..32usize).filter(|l| lanes >> l & 1 == 1);
+        let place = |lane: usize, byte: u32| (addresses[lane] as u32 + byte) as usize;
+        let size = bytes / (r.stored.len() as u32).max(1);
+        let mut undefined = false;
+        for lane in lanes {
+            let end = place(lane, bytes);
+            if local.len() < end {
+                local.resize(end, 0);
+            }
+            let mut lacks = 0;
+            for byte in 0..bytes {
+                let defined = &mut local[place(lane, byte)];
+                if writes {
+                    let stored = r.stored.get((byte / size.max(1)) as usize);
+                    let valid = stored.copied().unwrap_or(r.sources);
+                    *defined = *defined & !(1 << lane) | valid & 1 << lane;
+                } else {
+                    lacks |= (!*defined >> lane & 1) << byte;
+                }
+            }
+            if lacks != 0 {
+                undefined = true;
+                r.loaded = bytes;
+                r.undefined[lane] = lacks;
+            }
+        }
+        if undefined {
+            self.undefined_read(at, "local memory");
+        }
+    }
+
+    /// A call has put a value into a lane's local memory.
+    pub fn local_defined(&mut self, at: At, lane: usize, from: usize, bytes: usize) {
+        if let Some(local) = self.registers.local.get_mut(at.agent.0 as usize) {
+            local.resize(local.len().max(from + bytes), 0);
+            local[from..from + bytes]
+                .iter_mut()
+                .for_each(|d| *d |= 1 << lane);
         }
     }
 

@@ -341,14 +341,16 @@ fn check_contexts(contexts: [u64; 2]) -> Outcome {
         .try_for_each(|context| guard.context(context).map(drop))
 }
 
+/// Follows all that is pending in both contexts, and what comes later in either follows it: by waiting for the one and the other.
 pub unsafe fn peer(destination: u64, to: u64, source: u64, from: u64, bytes: usize) -> Outcome {
     check_contexts([to, from])?;
-    submit(
-        Copy::linear(source, destination, bytes),
-        DEVICE_TO_DEVICE,
-        0,
-        false,
-    )
+    for context in [to, from] {
+        let mut guard = state::lock()?;
+        guard.check_unsafe_call("cuMemcpyPeer")?;
+        drop(run::finish_context(guard, context)?);
+    }
+    let copy = Copy::linear(source, destination, bytes);
+    submit(copy, DEVICE_TO_DEVICE, 0, true)
 }
 
 pub unsafe fn peer_async(

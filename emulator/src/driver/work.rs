@@ -12,6 +12,7 @@ use super::function::launch_error;
 use super::module::Kernel;
 use super::{files, observe};
 use crate::check::Finding;
+use crate::defined;
 use crate::device::{Device, Fault, LaunchConfig, LaunchError, Observation};
 use crate::memory::Arena;
 
@@ -206,6 +207,8 @@ impl Copy {
                         self.width,
                     );
                 }
+                let [from, to] = [self.source + from as u64, self.destination + to as u64];
+                defined::copied(from, to, self.width as u64);
             }
         }
     }
@@ -244,6 +247,7 @@ impl Fill {
         }
         match memory.zero_pages(self.address, bytes) {
             Some((start, end)) => {
+                defined::written(start, end - start);
                 let head = Fill {
                     width: (start - self.address) as usize,
                     ..self
@@ -277,6 +281,7 @@ impl Fill {
                         .fill(self.value),
                 }
             }
+            defined::written(start, (self.width * self.element) as u64);
         }
     }
 }
@@ -350,6 +355,7 @@ pub fn execute(work: &Work, device: &Device) -> Ended {
         }
         Work::Record(stamp) => stamp.set(),
         Work::WriteValue(value) => {
+            defined::written(value.address, if value.wide { 8 } else { 4 });
             if value.wide {
                 // SAFETY: the address was checked to be 8 aligned bytes of a live allocation.
                 unsafe { AtomicU64::from_ptr(value.address as *mut u64) }

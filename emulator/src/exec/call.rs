@@ -239,6 +239,10 @@ unsafe fn write(cx: &mut Cx, place: Place, lane: usize, bytes: &[u8]) {
             Place::Local(at) => {
                 let start = lane * cx.launch.program.local_bytes as usize + at as usize;
                 cx.warp().local[start..start + bytes.len()].copy_from_slice(bytes);
+                let here = cx.at();
+                if let Some(check) = &mut cx.cluster().check {
+                    check.local_defined(here, lane, at as usize, bytes.len());
+                }
             }
             Place::Row(r) if bytes.len() <= 4 => cx.row_mut(r)[lane] = value as u32,
             Place::Row(r) if bytes.len() <= 8 => cx.row64_mut(r)[lane] = value as u64,

@@ -58,6 +58,7 @@ impl Cluster {
             if launch.program.communicates {
                 check.numbering = Numbering::new(id as u32, counts.iter().product());
             }
+            check.defined = Some(launch.device.memory.defined.clone());
             check.strict.enabled = launch.device.settings.strict;
             check.memory = ctas.iter().map(|c| c.shared.as_slice().as_ptr()).collect();
             Box::new(check)

@@ -312,6 +312,10 @@ impl Launch<'_> {
             _ if self.program.communicates => total,
             n => n.min(total),
         };
+        if sample < total {
+            // What the others would have written is not known.
+            self.device.memory.defined.stop();
+        }
         let shared = Shared {
             next: AtomicU64::new(0),
             wanted: sample,

@@ -2,7 +2,10 @@
 
 use birdie_emulator::driver::types::{Memcpy2D, Memcpy3D};
 
-use crate::setup::{Context, INVALID_VALUE, OUT_OF_MEMORY, alloc, download, ffi, stream, upload};
+use crate::setup::{
+    Context, INVALID_VALUE, OUT_OF_MEMORY, alloc, download, ffi, function, launch_add, module,
+    stream, upload,
+};
 use crate::{ok, refused};
 
 #[test]
@@ -268,4 +271,89 @@ fn memory_moves_between_devices() {
     ok!(cuMemcpyPeer(target, second.0, source, first.0, 16));
     assert_eq!(download::<u32>(target, 4), [1, 2, 3, 4]);
     refused!(201, cuMemcpyPeer(target, 5, source, first.0, 16));
+}
+
+/// What `add` of 1 to 100 words at the address ends with, in a context of its own.
+fn reads_defined(prepare: impl FnOnce() -> u64) -> bool {
+    let _context = Context::new();
+    let address = prepare();
+    let add = function(module(), c"add");
+    assert_eq!(launch_add(add, 0, address, 100, 1), 0);
+    // SAFETY: no arguments.
+    match unsafe { ffi::cuCtxSynchronize() } {
+        0 => true,
+        719 => false,
+        other => panic!("code {other}"),
+    }
+}
+
+#[test]
+fn fresh_memory_is_undefined_until_something_is_written() {
+    assert!(!reads_defined(|| alloc(400)), "never written");
+    assert!(reads_defined(|| {
+        let a = alloc(400);
+        upload(a, &[1u32; 100]);
+        a
+    }));
+    assert!(!reads_defined(|| {
+        let a = alloc(400);
+        upload(a, &[1u32; 99]);
+        a
+    }));
+    for bytes in [400, 1 << 20] {
+        assert!(reads_defined(|| {
+            let a = alloc(bytes);
+            ok!(cuMemsetD8_v2(a, 0, bytes));
+            a
+        }));
+    }
+    // A copy has what its source has.
+    for defined in [true, false] {
+        let copied = reads_defined(|| {
+            let [a, b] = [alloc(400), alloc(400)];
+            if defined {
+                upload(a, &[1u32; 100]);
+            }
+            ok!(cuMemcpyDtoD_v2(b, a, 400));
+            b
+        });
+        assert_eq!(copied, defined);
+    }
+    // Memory that is given out again is fresh.
+    assert!(!reads_defined(|| {
+        let a = alloc(4096);
+        upload(a, &[1u32; 1024]);
+        ok!(cuMemFree_v2(a));
+        alloc(4096)
+    }));
+    assert!(!reads_defined(|| {
+        let mut a = 0;
+        ok!(cuMemAllocAsync(&mut a, 400, 0));
+        a
+    }));
+    // The host may write managed memory at any time.
+    assert!(reads_defined(|| {
+        let mut a = 0;
+        ok!(cuMemAllocManaged(&mut a, 400, 1));
+        a
+    }));
+}
+
+#[test]
+fn what_kernels_write_is_defined_also_for_peers() {
+    let second = Context::on(1);
+    let there = alloc(400);
+    let first = Context::new();
+    let here = alloc(400);
+    upload(here, &[5u32; 100]);
+    let add = function(module(), c"add");
+    assert_eq!(launch_add(add, 0, here, 100, 1), 0);
+    ok!(cuCtxSynchronize());
+    ok!(cuMemcpyPeer(there, second.0, here, first.0, 400));
+    ok!(cuCtxSetCurrent(second.0));
+    let add = function(module(), c"add");
+    assert_eq!(launch_add(add, 0, there, 100, 1), 0);
+    ok!(cuCtxSynchronize());
+    assert_eq!(download::<u32>(there, 100), [7; 100]);
+    ok!(cuCtxSetCurrent(first.0));
 }

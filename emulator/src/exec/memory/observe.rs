@@ -56,12 +56,18 @@ pub fn observe(cx: &mut Cx, op: &Op, addresses: &[u64; LANES], access: Access) -
         kind => kind,
     };
     // Lanes by window.
-    let (shared, global) = match access.space {
-        GLOBAL => (0, cx.mask),
-        SHARED => (cx.mask, 0),
-        LOCAL => (0, 0),
+    let (shared, global, local) = match access.space {
+        GLOBAL => (0, cx.mask, 0),
+        SHARED => (cx.mask, 0, 0),
+        LOCAL => (0, 0, cx.mask),
         _ => by_window(addresses, cx.mask),
     };
+    let at = cx.at();
+    if local != 0
+        && let Some(check) = &mut cx.cluster().check
+    {
+        check.local_access(at, addresses, local, access.bytes, kind.writes());
+    }
     if shared != 0 {
         observe_shared(cx, addresses, shared, access, kind, strong);
     }
@@ -73,14 +79,14 @@ pub fn observe(cx: &mut Cx, op: &Op, addresses: &[u64; LANES], access: Access) -
     None
 }
 
-/// Lanes whose generic addresses are in shared, and in global memory.
-fn by_window(addresses: &[u64; LANES], mask: u32) -> (u32, u32) {
+/// Lanes whose generic addresses are in shared, in global, and in local memory.
+fn by_window(addresses: &[u64; LANES], mask: u32) -> (u32, u32, u32) {
     let (mut shared, mut local) = (0u32, 0u32);
     for (l, a) in addresses.iter().enumerate() {
         shared |= u32::from(a >> 32 == SHARED_WINDOW >> 32) << l;
         local |= u32::from(a >> 32 == LOCAL_WINDOW >> 32) << l;
     }
-    (shared & mask, mask & !shared & !local)
+    (shared & mask, mask & !shared & !local, local & mask)
 }
 
 fn observe_global(
