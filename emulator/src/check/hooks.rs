@@ -265,6 +265,15 @@ impl Checker {
         }
     }
 
+    /// Name of who is here, with its cluster if the other one, by its number in a shadow, is of another.
+    fn name_beside(&self, agent: Agent, space: Space, other: u32) -> String {
+        let name = self.name(agent);
+        if space == Space::Global && self.numbering.own(other).is_none() {
+            return format!("{name} of cluster {}", self.numbering.cluster);
+        }
+        name
+    }
+
     fn past_site(&self, p: &Past, space: Space, role: &str) -> SiteRef {
         SiteRef {
             pc: p.pc,
@@ -287,12 +296,9 @@ impl Checker {
             Kind::Write => "writes",
             Kind::Atomic | Kind::Sum => "updates",
         };
-        let mut who = self.name(at.agent);
         let (Conflict::Race { earlier, .. } | Conflict::Proxy { earlier }) = conflict;
         let earlier_who = self.past_name(space, earlier.agent);
-        if space == Space::Global && self.numbering.own(earlier.agent).is_none() {
-            who = format!("{who} of cluster {}", self.numbering.cluster);
-        }
+        let who = self.name_beside(at.agent, space, earlier.agent);
         match conflict {
             Conflict::Race {
                 earlier,
@@ -604,7 +610,7 @@ impl Checker {
         let earlier_who = self.past_name(space, earlier.agent);
         let message = format!(
             "{} adds floats at global address {address:#x}, as {earlier_who} does: the sum depends on their order",
-            self.name(at.agent)
+            self.name_beside(at.agent, space, earlier.agent)
         );
         let other = self.past_site(&earlier, space, "adds");
         self.report(FindingKind::OrderDependentSum, at, message, vec![other]);
