@@ -128,6 +128,8 @@ impl Drop for Bits {
 pub struct Defined {
     base: u64,
     bytes: u64,
+    /// Something is tracked.
+    active: AtomicBool,
     /// Nothing is tracked any more.
     stopped: AtomicBool,
     tracked: Bits,
@@ -143,6 +145,7 @@ impl Defined {
         let defined = Arc::new(Defined {
             base,
             bytes,
+            active: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             tracked: Bits::new(bytes / GRANULE)?,
             written: Bits::new(bytes)?,
@@ -161,7 +164,7 @@ impl Defined {
     /// Calls `f(granule, from, to)` for the tracked granules of a range, with the bytes of the range in each, all as offsets.
     #[inline(always)]
     fn granules(&self, address: u64, bytes: u64, mut f: impl FnMut(u64, u64, u64)) {
-        if !self.holds(address) || bytes == 0 {
+        if !self.active.load(Ordering::Relaxed) || !self.holds(address) || bytes == 0 {
             return;
         }
         let start = address - self.base;
@@ -175,7 +178,9 @@ impl Defined {
 
     /// A fresh allocation: nothing in it is defined.
     pub fn track(&self, address: u64, bytes: u64) {
-        if self.holds(address) && bytes > 0 {
+        let stopped = self.stopped.load(Ordering::Relaxed);
+        if self.holds(address) && bytes > 0 && !stopped {
+            self.active.store(true, Ordering::Relaxed);
             let start = address - self.base;
             let end = (start + bytes).min(self.bytes);
             self.written.clear_pages(start, end);
@@ -185,7 +190,7 @@ impl Defined {
 
     /// The allocation is gone, or all of it is defined.
     pub fn forget(&self, address: u64, bytes: u64) {
-        if self.holds(address) && bytes > 0 {
+        if self.active.load(Ordering::Relaxed) && self.holds(address) && bytes > 0 {
             let start = address - self.base;
             let end = (start + bytes).min(self.bytes);
             self.tracked.clear(start / GRANULE, end.div_ceil(GRANULE));
@@ -195,6 +200,7 @@ impl Defined {
     /// Not everything that is written will be known: from now on all memory counts as defined.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
+        self.active.store(false, Ordering::Relaxed);
     }
 
     /// Bytes have been written.
@@ -226,7 +232,7 @@ impl Defined {
         self.granules(address, bytes, |_, from, to| {
             lacks |= !self.written.all(from, to);
         });
-        lacks && !self.stopped.load(Ordering::Relaxed)
+        lacks
     }
 
     /// The undefined ones of at most 32 bytes.

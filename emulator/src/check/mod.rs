@@ -12,6 +12,7 @@ pub mod hooks;
 mod lanes;
 pub mod layout;
 pub mod lifetime;
+pub mod order;
 pub mod report;
 pub mod shadow;
 pub mod strict;
@@ -224,7 +225,7 @@ pub struct Checker {
     pub numbering: between::Numbering,
     /// Which bytes of the device's memory hold a value.
     pub defined: Option<Arc<crate::defined::Defined>>,
-    objects: crate::hash::FastMap<Sync, hooks::Object>,
+    objects: crate::hash::FastMap<Sync, order::Object>,
     registers: valid::Registers,
     lanes: lanes::Lanes,
     arrivals: arrivals::Arrivals,

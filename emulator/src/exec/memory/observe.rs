@@ -3,7 +3,7 @@
 use super::super::{Cx, Flow, LANES, LOCAL_WINDOW, SHARED_BASE, SHARED_WINDOW};
 use super::access::{INSIDE, ORDERED, STRONG};
 use super::address::{GLOBAL, LOCAL, SHARED};
-use crate::check::hooks::Place;
+use crate::check::order::Place;
 use crate::check::{At, Checker, Kind, WarpAccess};
 use crate::program::{Class, Op};
 
