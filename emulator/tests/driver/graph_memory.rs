@@ -58,7 +58,8 @@ fn a_captured_allocation_lives_inside_of_the_graph() {
     let (stream, out) = (stream(), alloc(256));
     upload(out, &[0u32; 64]);
     let (mut graph, mut scratch) = (0, 0);
-    ok!(cuStreamBeginCapture_v2(stream, 0));
+    // Of this thread: a global capture is invalidated by what other tests do.
+    ok!(cuStreamBeginCapture_v2(stream, 1));
     ok!(cuMemAllocAsync(&mut scratch, 256, stream));
     ok!(cuMemsetD32Async(scratch, 5, 64, stream));
     assert_eq!(launch_add(add, stream, scratch, 64, 2), 0);
@@ -84,6 +85,8 @@ fn a_captured_allocation_lives_inside_of_the_graph() {
     let executable = instantiate(graph, 0);
     for _ in 0..3 {
         ok!(cuMemsetD32_v2(out, 0, 64));
+        // The stream does not wait for the legacy one.
+        ok!(cuCtxSynchronize());
         ok!(cuGraphLaunch(executable, stream));
         ok!(cuStreamSynchronize(stream));
         assert_eq!(download::<u32>(out, 64), [7; 64]);

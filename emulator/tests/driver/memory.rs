@@ -3,8 +3,8 @@
 use birdie_emulator::driver::types::{Memcpy2D, Memcpy3D};
 
 use crate::setup::{
-    Context, INVALID_VALUE, OUT_OF_MEMORY, alloc, download, ffi, function, launch_add, module,
-    stream, upload,
+    Context, INVALID_VALUE, OUT_OF_MEMORY, alloc, apart, download, ffi, function, launch_add,
+    module, stream, upload,
 };
 use crate::{ok, refused};
 
@@ -14,7 +14,7 @@ fn allocations_are_accounted_and_freed_once() {
     let (mut free, mut total) = (0, 0);
     ok!(cuMemGetInfo_v2(&mut free, &mut total));
     assert!(free <= total);
-    let address = alloc(1000);
+    let address = apart(|| alloc(1000));
     assert_eq!(address % 512, 0);
     let (mut base, mut bytes) = (0, 0);
     ok!(cuMemGetAddressRange_v2(
@@ -57,7 +57,7 @@ fn pitched_rows_are_aligned() {
 #[test]
 fn bad_ranges_of_copies_are_refused() {
     let _context = Context::new();
-    let address = alloc(64);
+    let address = apart(|| alloc(64));
     let mut host = [0u8; 128];
     let pointer = host.as_mut_ptr() as u64;
     refused!(INVALID_VALUE, cuMemcpyHtoD_v2(address, pointer, 65));
@@ -246,8 +246,11 @@ fn pools_count_what_they_give() {
         ok!(cuMemPoolGetAttribute(pool, 7, (&raw mut used).cast()));
         used
     };
-    let mut address = 0;
-    ok!(cuMemAllocFromPoolAsync(&mut address, 4096, pool, stream));
+    let address = apart(|| {
+        let mut address = 0;
+        ok!(cuMemAllocFromPoolAsync(&mut address, 4096, pool, stream));
+        address
+    });
     assert_eq!(used(), 4096);
     ok!(cuMemsetD8Async(address, 1, 4096, stream));
     ok!(cuMemFreeAsync(address, stream));

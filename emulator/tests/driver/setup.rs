@@ -66,6 +66,20 @@ pub fn alloc(bytes: usize) -> u64 {
     address
 }
 
+/// Memory at an address that no other test gets when it is freed: below it there is room.
+pub fn apart(mut alloc_one: impl FnMut() -> u64) -> u64 {
+    let room = alloc(64 << 20);
+    let mut below = vec![room];
+    loop {
+        let address = alloc_one();
+        if address > room {
+            below.iter().for_each(|a| ok!(cuMemFree_v2(*a)));
+            return address;
+        }
+        below.push(address);
+    }
+}
+
 pub fn upload<T: Copy>(address: u64, values: &[T]) {
     let bytes = size_of_val(values);
     ok!(cuMemcpyHtoD_v2(address, values.as_ptr() as u64, bytes));
