@@ -58,13 +58,14 @@ pub struct GlobalLog {
 }
 
 impl GlobalLog {
-    pub fn add(&mut self, address: u64, bytes: u64, kind: Kind, pc: u32) {
+    /// `inside`: strong, and of a scope that ends at the cluster: to another cluster it is no atomic.
+    pub fn add(&mut self, address: u64, bytes: u64, kind: Kind, pc: u32, inside: bool) {
         self.accesses.add(Range {
             start: address,
             end: address + bytes,
             pc,
             write: kind.writes(),
-            atomic: kind.is_strong(),
+            atomic: kind.is_strong() && !inside,
             idle: false,
             value: None,
         });
@@ -220,7 +221,7 @@ mod tests {
     fn log(ranges: &[(u64, u64, Kind, u32)]) -> GlobalLog {
         let mut l = GlobalLog::default();
         for &(a, n, k, pc) in ranges {
-            l.add(a, n, k, pc);
+            l.add(a, n, k, pc, false);
         }
         l
     }
@@ -291,5 +292,10 @@ mod tests {
             ];
             assert_eq!(races("k", &mut logs).len(), found, "{kind:?}");
         }
+        // Those whose scope ends at the cluster do with those of another.
+        let mut narrow = GlobalLog::default();
+        narrow.add(0, 4, Kind::Atomic, 2, true);
+        let mut logs = vec![(0, log(&[(0, 64, Kind::Atomic, 1)])), (1, narrow)];
+        assert_eq!(races("k", &mut logs).len(), 1);
     }
 }

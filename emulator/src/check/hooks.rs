@@ -31,6 +31,25 @@ pub(super) struct Unsettled {
     hits: std::ops::Range<usize>,
 }
 
+/// How memory is accessed.
+#[derive(Debug, Clone, Copy)]
+struct How {
+    kind: Kind,
+    proxy: Proxy,
+    /// Strong, and its scope ends at the CTA or the cluster.
+    inside: bool,
+}
+
+impl How {
+    fn new(kind: Kind, proxy: Proxy) -> Self {
+        How {
+            kind,
+            proxy,
+            inside: false,
+        }
+    }
+}
+
 /// Whose addresses they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Space {
@@ -279,6 +298,11 @@ impl Checker {
                 earlier_writes,
             } => {
                 let did = if earlier_writes { "written" } else { "read" };
+                let why = if earlier.atomic && kind.is_strong() {
+                    "the scope of one ends at its cluster"
+                } else {
+                    "nothing orders the two"
+                };
                 let refill = space != Space::Global && proxy == Proxy::Async && kind.writes();
                 let (kind, message) = if space != Space::Global
                     && earlier_writes
@@ -306,7 +330,7 @@ impl Checker {
                     (
                         kind,
                         format!(
-                            "{who} {verb} {space} address {address:#x}, {did} by {earlier_who}, and nothing orders the two"
+                            "{who} {verb} {space} address {address:#x}, {did} by {earlier_who}, and {why}"
                         ),
                     )
                 };
@@ -335,31 +359,23 @@ impl Checker {
 
     /// Records a read in the shadow and reports what it conflicts with; the first byte that nobody has written.
     #[inline]
-    fn read(
-        &mut self,
-        at: At,
-        space: Space,
-        address: u64,
-        bytes: u64,
-        kind: Kind,
-        proxy: Proxy,
-    ) -> Option<u64> {
+    fn read(&mut self, at: At, space: Space, address: u64, bytes: u64, how: How) -> Option<u64> {
         let mut hits = std::mem::take(&mut self.hits);
         let before = hits.len();
-        let (shadow, new, order) = self.access(at, space, kind, proxy);
+        let (shadow, new, order) = self.access(at, space, how);
         let undefined = shadow.read(address, bytes, new, &order, &mut hits);
         self.hits = hits;
         if self.hits.len() > before {
-            self.reads_conflict(at, space, proxy, before);
+            self.reads_conflict(at, space, how, before);
         }
         undefined
     }
 
     /// Reports the hits of reads, which are those from `from` on.
     #[cold]
-    fn reads_conflict(&mut self, at: At, space: Space, proxy: Proxy, from: usize) {
+    fn reads_conflict(&mut self, at: At, space: Space, how: How, from: usize) {
         for hit in self.hits.split_off(from) {
-            self.conflict(at, space, hit.address, Kind::Read, proxy, hit.conflict);
+            self.conflict(at, space, hit.address, how.kind, how.proxy, hit.conflict);
         }
     }
 
@@ -372,12 +388,12 @@ impl Checker {
         space: Space,
         address: u64,
         bytes: u64,
-        kind: Kind,
-        proxy: Proxy,
+        how: How,
     ) -> std::ops::Range<usize> {
+        let How { kind, proxy, .. } = how;
         let mut hits = std::mem::take(&mut self.hits);
         let before = hits.len();
-        let (shadow, new, order) = self.access(at, space, kind, proxy);
+        let (shadow, new, order) = self.access(at, space, how);
         shadow.write(address, bytes, new, &order, &mut hits);
         self.hits = hits;
         let wait = kind == Kind::Write && (space == Space::Global || proxy == Proxy::Generic);
@@ -390,13 +406,7 @@ impl Checker {
 
     /// Shadow, access and order for an access of `at`.
     #[inline(always)]
-    fn access(
-        &mut self,
-        at: At,
-        space: Space,
-        kind: Kind,
-        proxy: Proxy,
-    ) -> (&mut Shadow, New, Seen<'_>) {
+    fn access(&mut self, at: At, space: Space, how: How) -> (&mut Shadow, New, Seen<'_>) {
         let agent = at.agent.0;
         let knowledge = &self.agents.all[agent as usize].knowledge;
         let alone = Numbering::default();
@@ -409,8 +419,9 @@ impl Checker {
             agent: numbering.number(agent).unwrap_or(agent),
             clock: knowledge.seen.get(agent),
             pc: at.pc,
-            kind,
-            proxy,
+            kind: how.kind,
+            proxy: how.proxy,
+            inside: how.inside,
         };
         let order = Seen {
             knowledge,
@@ -436,10 +447,11 @@ impl Checker {
         self.arrivals_check(at, cta, address, bytes, kind);
         let space = Space::Shared(cta);
         let (start, length) = (u64::from(address), u64::from(bytes));
+        let how = How::new(kind, proxy);
         if !kind.writes() {
-            return self.read(at, space, start, length, kind, proxy);
+            return self.read(at, space, start, length, how);
         }
-        let hits = self.write(at, space, start, length, kind, proxy);
+        let hits = self.write(at, space, start, length, how);
         if hits.is_empty() {
             return None;
         }
@@ -508,7 +520,7 @@ impl Checker {
         let mut hits = std::mem::take(&mut self.hits);
         let before = hits.len();
         let mut undefined = None;
-        let (shadow, new, order) = self.access(at, space, Kind::Read, proxy);
+        let (shadow, new, order) = self.access(at, space, How::new(Kind::Read, proxy));
         for &(address, bytes) in ranges {
             let (address, bytes) = (u64::from(address), u64::from(bytes));
             let found = shadow.read(address, bytes, new, &order, &mut hits);
@@ -516,7 +528,7 @@ impl Checker {
         }
         self.hits = hits;
         if self.hits.len() > before {
-            self.reads_conflict(at, space, proxy, before);
+            self.reads_conflict(at, space, How::new(Kind::Read, proxy), before);
         }
         if let Some(a) = undefined {
             self.undefined_operand(at, cta, a);
@@ -535,7 +547,11 @@ impl Checker {
         let reads = !access.kind.writes();
         let mut undefined = false;
         ranges(access.addresses, access.mask, access.bytes, |start, n| {
-            self.global_range(at, start, n, access.kind, Proxy::Generic);
+            let how = How {
+                inside: access.inside,
+                ..How::new(access.kind, Proxy::Generic)
+            };
+            self.global_one(at, start, n, how);
             undefined |= reads && self.defined.as_ref().is_some_and(|d| d.lacks(start, n));
         });
         if undefined {
@@ -545,6 +561,11 @@ impl Checker {
 
     /// A contiguous access to global memory.
     pub fn global_range(&mut self, at: At, address: u64, bytes: u64, kind: Kind, proxy: Proxy) {
+        self.global_one(at, address, bytes, How::new(kind, proxy));
+    }
+
+    fn global_one(&mut self, at: At, address: u64, bytes: u64, how: How) {
+        let How { kind, proxy, .. } = how;
         let space = Space::Global;
         if self.between.is_some() && self.numbering.number(at.agent.0).is_none() {
             return;
@@ -558,9 +579,9 @@ impl Checker {
             self.order_of_sums(at, address, bytes, proxy);
         }
         if !kind.writes() {
-            self.read(at, space, address, bytes, kind, proxy);
+            self.read(at, space, address, bytes, how);
         } else {
-            let hits = self.write(at, space, address, bytes, kind, proxy);
+            let hits = self.write(at, space, address, bytes, how);
             if kind == Kind::Write {
                 // SAFETY: the range was tested before.
                 let before =
@@ -570,14 +591,14 @@ impl Checker {
             }
         }
         if self.between.is_none() {
-            self.log.add(address, bytes, kind, at.pc);
+            self.log.add(address, bytes, kind, at.pc, how.inside);
         }
     }
 
     /// Notes that floats are added at an address where another agent's atomic is not ordered before.
     fn order_of_sums(&mut self, at: At, address: u64, bytes: u64, proxy: Proxy) {
         let space = Space::Global;
-        let (shadow, new, order) = self.access(at, space, Kind::Sum, proxy);
+        let (shadow, new, order) = self.access(at, space, How::new(Kind::Sum, proxy));
         let Some((address, earlier)) = shadow.unordered_atomic(address, bytes, new, &order) else {
             return;
         };

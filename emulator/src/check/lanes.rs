@@ -238,6 +238,7 @@ impl Checker {
             mask: 1 << issuer,
             bytes,
             kind,
+            inside: false,
             together: false,
         };
         self.lanes_meet(at, Places::new(at.pc, &access, shared_of(cta)), kind, true);
@@ -309,6 +310,7 @@ mod tests {
             mask,
             bytes,
             kind: Kind::Read,
+            inside: false,
             together: false,
         };
         Places::new(0, &access, 0)

@@ -137,6 +137,8 @@ pub struct WarpAccess<'a, A> {
     /// Of each lane.
     pub bytes: u32,
     pub kind: Kind,
+    /// Strong, and its scope ends at the CTA or the cluster.
+    pub inside: bool,
     /// All lanes have a part in every address (ldmatrix, stmatrix).
     pub together: bool,
 }

@@ -20,11 +20,14 @@ pub struct Past {
     /// Bytes of the word, one bit each.
     pub bytes: u8,
     pub atomic: bool,
+    /// Of a scope that ends at its cluster.
+    pub inside: bool,
     pub proxy: Proxy,
 }
 
 /// The same in 12 bytes, so that a cell is a cache line. `tag`: bytes in bits 0-3, strong (an atomic, or a strong read), async proxy, a
-/// plain write below atomics, a reader that follows a strong read of the last write, pc from bit 8 on.
+/// plain write below atomics, a reader that follows a strong read of the last write, a scope that ends at the cluster, pc from
+/// bit 9 on.
 #[derive(Debug, Clone, Copy)]
 struct Packed {
     agent: u32,
@@ -37,7 +40,8 @@ const ATOMIC: u32 = 1 << 4;
 const ASYNC: u32 = 1 << 5;
 const BELOW: u32 = 1 << 6;
 const OBSERVED: u32 = 1 << 7;
-const PC_SHIFT: u32 = 8;
+const INSIDE: u32 = 1 << 8;
+const PC_SHIFT: u32 = 9;
 const NO_PC: u32 = u32::MAX >> PC_SHIFT;
 
 const NOBODY: Packed = Packed {
@@ -55,6 +59,7 @@ impl Packed {
             pc: if pc == NO_PC { u32::MAX } else { pc },
             bytes: (self.tag & BYTES) as u8,
             atomic: self.tag & ATOMIC != 0,
+            inside: self.tag & INSIDE != 0,
             proxy: if self.tag & ASYNC != 0 {
                 Proxy::Async
             } else {
@@ -113,6 +118,8 @@ pub struct New {
     pub pc: u32,
     pub kind: Kind,
     pub proxy: Proxy,
+    /// Of a scope that ends at its cluster.
+    pub inside: bool,
 }
 
 impl New {
@@ -123,6 +130,9 @@ impl New {
         }
         if self.kind == Kind::StrongRead {
             tag |= OBSERVED;
+        }
+        if self.inside {
+            tag |= INSIDE;
         }
         if self.proxy == Proxy::Async {
             tag |= ASYNC;
@@ -144,12 +154,19 @@ pub trait Order {
 }
 
 impl Packed {
+    /// Are both strong, and does the scope of each take in the other?
+    #[inline(always)]
+    fn morally_strong(self, new: Packed, order: &impl Order) -> bool {
+        self.tag & new.tag & ATOMIC != 0
+            && ((self.tag | new.tag) & INSIDE == 0 || !order.apart(self.agent))
+    }
+
     /// Overlaps, by another agent, not both strong and not ordered.
     #[inline(always)]
     fn races(self, mask: u32, new: Packed, order: &impl Order) -> bool {
         self.tag & mask != 0
             && self.agent != new.agent
-            && self.tag & new.tag & ATOMIC == 0
+            && !self.morally_strong(new, order)
             && !order.seen(self.agent, self.clock)
     }
 }
@@ -159,7 +176,7 @@ impl Cell {
     #[inline(always)]
     fn against_write(&self, mask: u32, new: Packed, order: &impl Order) -> Option<Conflict> {
         let w = self.write;
-        if w.agent == new.agent || w.tag & mask == 0 || w.tag & new.tag & ATOMIC != 0 {
+        if w.agent == new.agent || w.tag & mask == 0 || w.morally_strong(new, order) {
             return None;
         }
         if !order.seen(w.agent, w.clock) {
@@ -513,6 +530,7 @@ mod tests {
             pc: agent,
             kind,
             proxy,
+            inside: false,
         }
     }
 
@@ -772,6 +790,23 @@ mod tests {
         assert_eq!(s.access(0, 4, of(2, Kind::Read), &All(true, true)), None);
         let found = s.access(0, 4, of(3, Kind::Read), &Only(1));
         assert!(matches!(found, Some((_, Conflict::Race { earlier, .. })) if earlier.agent == 0));
+    }
+
+    /// Atomics of narrow scope are atomic to their own cluster alone.
+    #[test]
+    fn a_scope_that_ends_at_the_cluster_is_none_for_another() {
+        for (inside, other, races) in [(false, 100, false), (true, 100, true), (true, 1, false)] {
+            for first in [true, false] {
+                let of = |agent, inside| New {
+                    inside,
+                    ..new(agent, Kind::Atomic, Proxy::Generic)
+                };
+                let mut s = Shadow::default();
+                s.access(0, 4, of(other, inside && first), &Only(9));
+                let found = s.access(0, 4, of(0, inside && !first), &Only(9));
+                assert_eq!(found.is_some(), races, "{inside} {other} {first}");
+            }
+        }
     }
 
     /// An atomic covers parts that were written by different agents: each part keeps its own.

@@ -174,6 +174,7 @@ fn report_access(cx: &mut Cx, m: &Matrices, offsets: &[u32; 32], kind: Kind) {
             mask,
             bytes: 16,
             kind,
+            inside: false,
             together: true,
         };
         check.shared_access(at, rank, &access);

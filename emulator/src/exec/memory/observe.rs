@@ -108,6 +108,7 @@ fn observe_global(
             mask: lanes,
             bytes: access.bytes,
             kind,
+            inside: access.inside,
             together: false,
         };
         check.global_access(at, &lanewise);
@@ -209,6 +210,7 @@ fn observe_shared(
                 mask: same,
                 bytes: access.bytes,
                 kind,
+                inside: access.inside,
                 together: false,
             };
             if strong || access.kind.is_strong() {
