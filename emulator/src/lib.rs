@@ -5,7 +5,6 @@ pub mod alu;
 pub mod asynchronous;
 pub mod check;
 pub mod counters;
-pub mod defined;
 pub mod device;
 pub mod driver;
 pub mod exec;

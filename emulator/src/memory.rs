@@ -4,7 +4,9 @@
 //! accesses after one bounds test. The whole range is mapped (without swap reservation), so even a wild address inside
 //! it cannot crash the host; whether it belongs to an allocation is decided by the table of allocations.
 
-use crate::defined::Defined;
+pub mod defined;
+
+use defined::Defined;
 use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 

@@ -217,15 +217,8 @@ impl Checker {
             message: message.into(),
             sites,
         };
-        let same = |f: &Finding| {
-            f.kind == kind
-                && f.sites.len() == finding.sites.len()
-                && f.sites
-                    .iter()
-                    .zip(&finding.sites)
-                    .all(|(a, b)| a.pc == b.pc)
-        };
-        if self.findings.len() < MOST_FINDINGS && !self.findings.iter().any(same) {
+        let known = self.findings.iter().any(|f| f.is_like(&finding));
+        if self.findings.len() < MOST_FINDINGS && !known {
             self.findings.push(finding);
         }
     }
@@ -286,7 +279,7 @@ impl Checker {
     ) {
         let verb = match kind {
             Kind::Read | Kind::StrongRead => "reads",
-            Kind::Write => "writes",
+            Kind::Write | Kind::StrongWrite => "writes",
             Kind::Atomic | Kind::Sum => "updates",
         };
         let (Conflict::Race { earlier, .. } | Conflict::Proxy { earlier }) = conflict;
@@ -567,13 +560,11 @@ impl Checker {
     fn global_one(&mut self, at: At, address: u64, bytes: u64, how: How) {
         let How { kind, proxy, .. } = how;
         let space = Space::Global;
+        if kind.writes() {
+            self.defines(at, address, bytes, kind);
+        }
         if self.between.is_some() && self.numbering.number(at.agent.0).is_none() {
             return;
-        }
-        if kind.writes()
-            && let Some(defined) = &self.defined
-        {
-            defined.define_anywhere(address, bytes);
         }
         if kind == Kind::Sum {
             self.order_of_sums(at, address, bytes, proxy);

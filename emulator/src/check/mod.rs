@@ -86,6 +86,14 @@ pub struct Finding {
     pub sites: Vec<SiteRef>,
 }
 
+impl Finding {
+    /// The same kind at the same sites, whoever was there: reported once.
+    pub fn is_like(&self, other: &Finding) -> bool {
+        let places = |f: &Finding| f.sites.iter().map(|s| s.pc).collect::<Vec<_>>();
+        self.kind == other.kind && places(self) == places(other)
+    }
+}
+
 /// A site by PTX line and source position, with who was there.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SiteRef {
@@ -110,23 +118,31 @@ pub enum Proxy {
 pub enum Kind {
     Read,
     Write,
-    /// An atomic, or a strong write.
+    /// An atomic whose result depends on what was there.
     Atomic,
     /// An atomic that adds floats: the order of the additions shows in the result.
     Sum,
     /// A strong read (volatile, relaxed, acquire): does not conflict with atomics.
     StrongRead,
+    /// A strong write, or an exchange.
+    StrongWrite,
 }
 
 impl Kind {
     #[inline(always)]
     pub fn writes(self) -> bool {
-        matches!(self, Kind::Write | Kind::Atomic | Kind::Sum)
+        self.updates() || matches!(self, Kind::Write | Kind::StrongWrite)
+    }
+
+    /// Does it compute with what was there?
+    #[inline(always)]
+    pub fn updates(self) -> bool {
+        matches!(self, Kind::Atomic | Kind::Sum)
     }
 
     #[inline(always)]
     pub fn is_strong(self) -> bool {
-        matches!(self, Kind::Atomic | Kind::Sum | Kind::StrongRead)
+        self.updates() || matches!(self, Kind::StrongRead | Kind::StrongWrite)
     }
 }
 
@@ -226,7 +242,7 @@ pub struct Checker {
     /// The numbers of its agents in that.
     pub numbering: between::Numbering,
     /// Which bytes of the device's memory hold a value.
-    pub defined: Option<Arc<crate::defined::Defined>>,
+    pub defined: Option<Arc<crate::memory::defined::Defined>>,
     objects: crate::hash::FastMap<Sync, order::Object>,
     registers: valid::Registers,
     lanes: lanes::Lanes,

@@ -1,5 +1,5 @@
 //! Uninitialised values: a validity mask per register row, per byte of shared memory and of each thread's local memory; bytes of device
-//! memory: [`defined`](crate::defined).
+//! memory: [`defined`](crate::memory::defined).
 //!
 //! Copying an undefined value is no mistake; acting on it is. So validity travels with the value and a finding is made
 //! where it decides something: a guard or branch, an address, a store to global memory, an operand of the tensor core
@@ -14,7 +14,7 @@
 //! ([`Checker::define`]): ldmatrix, stmatrix and movmatrix element by element, mma.sync and wgmma (whose A may be in registers) by
 //! rows of A and columns of B.
 
-use super::{At, Checker, FindingKind, SiteRef, WarpAccess};
+use super::{At, Checker, FindingKind, Kind, SiteRef, WarpAccess};
 use crate::program::{Class, Effects, Init, NO_ROW, Op, Program};
 use std::sync::Arc;
 
@@ -121,9 +121,10 @@ fn passage(opcode: &str, op: &Op) -> Passage {
         () => u32::MAX,
     };
     let plain_store = opcode.starts_with("st.");
+    let (rule, moves) = rule(opcode, op.class);
     Passage {
-        rule: rule(opcode, op.class),
-        moves: moves(opcode),
+        rule,
+        moves,
         address: op.src[0] != NO_ROW,
         lanes,
         stored: if plain_store {
@@ -134,62 +135,41 @@ fn passage(opcode: &str, op: &Op) -> Passage {
     }
 }
 
-fn moves(opcode: &str) -> bool {
-    matches!(
-        opcode.split('.').next().unwrap_or(""),
-        "mov"
-            | "selp"
-            | "slct"
-            | "prmt"
-            | "and"
-            | "or"
-            | "lop3"
-            | "shl"
-            | "shr"
-            | "shf"
-            | "bfi"
-            | "bfe"
-            | "cvt"
-    )
-}
-
-fn rule(opcode: &str, class: Class) -> Rule {
+/// The rule of an operation, and whether its result is its source or a part of it.
+fn rule(opcode: &str, class: Class) -> (Rule, bool) {
     let has = |name: &str| opcode.split('.').any(|p| p == name);
-    if ["ldmatrix", "stmatrix", "movmatrix"].contains(&opcode.split('.').next().unwrap_or("")) {
-        return Rule::Each;
-    }
-    match class {
-        Class::LoadShared => return Rule::Loaded,
-        Class::LoadGlobal | Class::LoadLocal if opcode.starts_with("ld.") => {
-            return Rule::Loaded;
-        }
-        Class::Tensor if opcode.starts_with("wgmma.mma_async") => return Rule::Each,
+    let name = opcode.split('.').next().unwrap_or("");
+    let by_class = match class {
+        _ if ["ldmatrix", "stmatrix", "movmatrix"].contains(&name) => Some(Rule::Each),
+        Class::LoadShared => Some(Rule::Loaded),
+        Class::LoadGlobal | Class::LoadLocal if name == "ld" => Some(Rule::Loaded),
+        Class::Tensor if opcode.starts_with("wgmma.mma_async") => Some(Rule::Each),
         // m8n8k4 of f16 has fragments of its own.
-        Class::Tensor if opcode.starts_with("mma.") && (has("f64") || !has("m8n8k4")) => {
-            return Rule::Each;
-        }
+        Class::Tensor if name == "mma" && (has("f64") || !has("m8n8k4")) => Some(Rule::Each),
         Class::LoadGlobal
         | Class::LoadLocal
         | Class::LoadParam
         | Class::Atomic
-        | Class::WarpExchange => return Rule::Valid,
-        Class::Tensor
+        | Class::WarpExchange
+        | Class::Tensor
         | Class::AsyncCopy
         | Class::Mbarrier
         | Class::Barrier
         | Class::Branch
-        | Class::Other => return Rule::Valid,
-        _ => {}
+        | Class::Other => Some(Rule::Valid),
+        _ => None,
+    };
+    if let Some(rule) = by_class {
+        return (rule, false);
     }
-    let mut parts = opcode.split('.');
-    match parts.next().unwrap_or("") {
-        "and" | "or" | "xor" | "lop3" | "prmt" | "bfi" | "selp" | "slct" | "shf" | "bmsk"
-        | "szext" | "mov" | "cvt" | "shl" | "shr" | "min" | "max" | "mul" | "mad" => {
-            // A product with zero or a shift by the width defines the result whatever the other operand is.
-            Rule::Any
-        }
-        "call" | "ret" | "ld" | "ldu" => Rule::Valid,
-        _ => Rule::All,
+    match name {
+        "mov" | "selp" | "slct" | "prmt" | "and" | "or" | "lop3" | "bfi" | "shl" | "shr"
+        | "shf" | "cvt" => (Rule::Any, true),
+        "bfe" => (Rule::All, true),
+        // A product with zero or a shift by the width defines the result whatever the other operand is.
+        "xor" | "bmsk" | "szext" | "min" | "max" | "mul" | "mad" => (Rule::Any, false),
+        "call" | "ret" | "ld" | "ldu" => (Rule::Valid, false),
+        _ => (Rule::All, false),
     }
 }
 
@@ -422,20 +402,33 @@ impl Checker {
         }
     }
 
-    /// A warp has read global memory, not all of it defined.
-    pub(super) fn global_validity(&mut self, at: At, access: &WarpAccess<u64>) {
-        let (Some(defined), true) = (
-            &self.defined,
-            (at.agent.0 as usize) < self.registers.rows.len(),
-        ) else {
+    /// Global memory is written, or updated: then something has to be there.
+    pub(super) fn defines(&mut self, at: At, address: u64, bytes: u64, kind: Kind) {
+        let Some(defined) = &self.defined else {
             return;
         };
+        let lacks = kind.updates() && defined.lacks(address, bytes);
+        defined.define_anywhere(address, bytes);
+        if lacks {
+            let message = format!(
+                "{} updates global address {address:#x}, which nothing has written",
+                self.name(at.agent)
+            );
+            self.report(FindingKind::Uninitialized, at, message, vec![]);
+        }
+    }
+
+    /// A warp has read global memory, not all of it defined.
+    pub(super) fn global_validity(&mut self, at: At, access: &WarpAccess<u64>) {
         let r = &mut self.registers;
+        let w = at.agent.0 as usize;
+        let (Some(defined), Some(rows)) = (&self.defined, r.rows.get(w)) else {
+            return;
+        };
         r.loaded = access.bytes;
         r.loads_copied = true;
-        let w = at.agent.0 as usize;
         if r.copied[w].is_empty() {
-            r.copied[w] = vec![0; r.rows[w].len()];
+            r.copied[w] = vec![0; rows.len()];
         }
         for lane in (0..32).filter(|l| access.mask >> l & 1 == 1) {
             r.undefined[lane] = defined.undefined(access.addresses[lane], access.bytes.into());

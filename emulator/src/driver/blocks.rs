@@ -41,9 +41,7 @@ impl State {
                     place.memory
                 ))
             })?;
-        if place.device.settings.checks {
-            place.device.memory.defined.track(address, bytes);
-        }
+        place.device.memory.defined.track(address, bytes);
         self.allocations += 1;
         self.blocks.insert(
             address,

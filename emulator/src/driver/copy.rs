@@ -341,16 +341,29 @@ fn check_contexts(contexts: [u64; 2]) -> Outcome {
         .try_for_each(|context| guard.context(context).map(drop))
 }
 
-/// Follows all that is pending in both contexts, and what comes later in either follows it: by waiting for the one and the other.
-pub unsafe fn peer(destination: u64, to: u64, source: u64, from: u64, bytes: usize) -> Outcome {
-    check_contexts([to, from])?;
-    for context in [to, from] {
+/// A copy that follows all that is pending in the contexts, and that what comes later in any of them follows: by waiting for the one and
+/// the other.
+fn between(contexts: &[u64], copy: impl FnOnce() -> Outcome) -> Outcome {
+    finish_contexts(contexts)?;
+    copy()?;
+    let current = state::lock()?.healthy()?;
+    finish_contexts(&[current])
+}
+
+/// Waits for all that is pending in the contexts.
+fn finish_contexts(contexts: &[u64]) -> Outcome {
+    for &context in contexts {
         let mut guard = state::lock()?;
-        guard.check_unsafe_call("cuMemcpyPeer")?;
+        guard.check_unsafe_call("a copy between contexts")?;
         drop(run::finish_context(guard, context)?);
     }
+    Ok(())
+}
+
+pub unsafe fn peer(destination: u64, to: u64, source: u64, from: u64, bytes: usize) -> Outcome {
+    check_contexts([to, from])?;
     let copy = Copy::linear(source, destination, bytes);
-    submit(copy, DEVICE_TO_DEVICE, 0, true)
+    between(&[to, from], || submit(copy, DEVICE_TO_DEVICE, 0, false))
 }
 
 pub unsafe fn peer_async(
@@ -565,7 +578,18 @@ pub unsafe fn copy_2d_async(raw: *const Memcpy2D, stream: u64) -> Outcome {
     strided(&widen(&unsafe { read(raw) }?), stream, false)
 }
 
-/// Also `cuMemcpy3DPeer`: addresses tell the device.
+pub unsafe fn copy_3d_peer(raw: *const Memcpy3D) -> Outcome {
+    // SAFETY: the caller's promise.
+    let copy = unsafe { read(raw) }?;
+    let sides = [
+        (copy.dst_type, copy.dst_context),
+        (copy.src_type, copy.src_context),
+    ];
+    let devices = sides.iter().filter(|side| side.0 == memory_type::DEVICE);
+    let contexts: Vec<u64> = devices.map(|side| side.1).collect();
+    between(&contexts, || strided(&copy, 0, true))
+}
+
 pub unsafe fn copy_3d(raw: *const Memcpy3D) -> Outcome {
     // SAFETY: the caller's promise.
     strided(&unsafe { read(raw) }?, 0, true)

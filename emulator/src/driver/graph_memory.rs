@@ -168,9 +168,7 @@ impl State {
         let name = format!("the memory of graph allocation #{}", block.number);
         let gpu = &mut self.gpus[block.gpu];
         gpu.device.memory.bring(address, block.bytes, name);
-        if gpu.device.settings.checks {
-            gpu.device.memory.defined.track(address, block.bytes);
-        }
+        gpu.device.memory.defined.track(address, block.bytes);
         gpu.graph_used += block.bytes;
         gpu.graph_used_high = gpu.graph_used_high.max(gpu.graph_used);
     }

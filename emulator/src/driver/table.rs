@@ -186,7 +186,8 @@ macro_rules! driver_functions {
             copy::peer_async, (destination: u64, to: u64, source: u64, from: u64, bytes: usize, stream: u64), [cuMemcpyPeerAsync], [cuMemcpyPeerAsync_ptsz];
             copy::copy_2d, (raw: *const types::Memcpy2D), [cuMemcpy2D_v2 cuMemcpy2D cuMemcpy2DUnaligned_v2 cuMemcpy2DUnaligned], [cuMemcpy2D_v2_ptds cuMemcpy2DUnaligned_v2_ptds];
             copy::copy_2d_async, (raw: *const types::Memcpy2D, stream: u64), [cuMemcpy2DAsync_v2 cuMemcpy2DAsync], [cuMemcpy2DAsync_v2_ptsz];
-            copy::copy_3d, (raw: *const types::Memcpy3D), [cuMemcpy3D_v2 cuMemcpy3D cuMemcpy3DPeer], [cuMemcpy3D_v2_ptds cuMemcpy3DPeer_ptds];
+            copy::copy_3d, (raw: *const types::Memcpy3D), [cuMemcpy3D_v2 cuMemcpy3D], [cuMemcpy3D_v2_ptds];
+            copy::copy_3d_peer, (raw: *const types::Memcpy3D), [cuMemcpy3DPeer], [cuMemcpy3DPeer_ptds];
             copy::copy_3d_async, (raw: *const types::Memcpy3D, stream: u64), [cuMemcpy3DAsync_v2 cuMemcpy3DAsync cuMemcpy3DPeerAsync], [cuMemcpy3DAsync_v2_ptsz cuMemcpy3DPeerAsync_ptsz];
             copy::batch, (destinations: *const u64, sources: *const u64, sizes: *const usize, count: usize, attributes: *const [u32; 6], starts: *const usize, attribute_count: usize, failed: *mut usize, stream: u64), [cuMemcpyBatchAsync], [cuMemcpyBatchAsync_ptsz];
             copy::batch_v2, (destinations: *const u64, sources: *const u64, sizes: *const usize, count: usize, attributes: *const [u32; 6], starts: *const usize, attribute_count: usize, stream: u64), [cuMemcpyBatchAsync_v2], [cuMemcpyBatchAsync_v2_ptsz];

@@ -28,7 +28,7 @@ pub struct Memcpy2D {
 
 /// `CUDA_MEMCPY3D`, and `CUDA_MEMCPY3D_PEER`, which has contexts where this one has reserved words.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Memcpy3D {
     pub src_x: usize,
     pub src_y: usize,

@@ -12,9 +12,8 @@ use super::function::launch_error;
 use super::module::Kernel;
 use super::{files, observe};
 use crate::check::Finding;
-use crate::defined;
 use crate::device::{Device, Fault, LaunchConfig, LaunchError, Observation};
-use crate::memory::Arena;
+use crate::memory::{Arena, defined};
 
 /// Fills with zeros from this size on give whole pages back instead of writing them.
 const LARGE_FILL: u64 = 1 << 20;

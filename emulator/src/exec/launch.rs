@@ -362,7 +362,12 @@ impl Launch<'_> {
                 .iter()
                 .for_each(|o| output.extend_from_slice(&o.1));
         }
-        let mut findings: Vec<Finding> = results.findings.into_iter().flat_map(|f| f.1).collect();
+        let mut findings: Vec<Finding> = Vec::new();
+        for finding in results.findings.into_iter().flat_map(|f| f.1) {
+            if !findings.iter().any(|f| f.is_like(&finding)) {
+                findings.push(finding);
+            }
+        }
         match results.fault {
             Some((_, fault)) => Err(LaunchError::Fault(fault)),
             None => {

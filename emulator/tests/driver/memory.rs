@@ -360,3 +360,42 @@ fn what_kernels_write_is_defined_also_for_peers() {
     assert_eq!(download::<u32>(there, 100), [7; 100]);
     ok!(cuCtxSetCurrent(first.0));
 }
+
+/// A copy between contexts follows what is pending in that of its destination, in which nothing waits for it otherwise.
+#[test]
+fn copies_between_devices_wait_for_both() {
+    for three_dimensional in [false, true] {
+        let second = Context::on(1);
+        let there = alloc(400);
+        upload(there, &[100u32; 100]);
+        let first = Context::new();
+        let here = alloc(400);
+        upload(here, &[5u32; 100]);
+        ok!(cuCtxSetCurrent(second.0));
+        let (pending, add) = (stream(), function(module(), c"add"));
+        for _ in 0..4 {
+            assert_eq!(launch_add(add, pending, there, 100, 1), 0);
+        }
+        ok!(cuCtxSetCurrent(first.0));
+        if three_dimensional {
+            let copy = Memcpy3D {
+                src_type: 2,
+                src_device: here,
+                src_context: first.0,
+                dst_type: 2,
+                dst_device: there,
+                dst_context: second.0,
+                width: 400,
+                height: 1,
+                depth: 1,
+                ..Memcpy3D::default()
+            };
+            ok!(cuMemcpy3DPeer(&copy));
+        } else {
+            ok!(cuMemcpyPeer(there, second.0, here, first.0, 400));
+        }
+        ok!(cuCtxSetCurrent(second.0));
+        ok!(cuCtxSynchronize());
+        assert_eq!(download::<u32>(there, 100), [5; 100], "{three_dimensional}");
+    }
+}

@@ -101,14 +101,10 @@ impl Product {
                 bytes.extend(map(bf16(device, &mut random, m * n), [m, n], [0, n], 64));
             }
         }
-        for size in [m, n, k, 1] {
-            bytes.extend((size as i32).to_le_bytes());
-        }
+        bytes.extend(ints([m, n, k, 1]));
         if to_f32 {
             // Two parts, of which the last has three k-blocks; two last ones are computed together.
-            for size in [2, k.div_ceil(64) - 3, 2] {
-                bytes.extend((size as i32).to_le_bytes());
-            }
+            bytes.extend(ints([2, k.div_ceil(64) - 3, 2]));
         }
         if self.has("_add_") {
             if self.has("_norm") {
@@ -185,9 +181,7 @@ pub fn qkv_parameters(
         let matrix = bf16(device, &mut random, m * columns);
         bytes.extend(map(matrix, [m, columns], [0, columns], 64));
     }
-    for size in [m, n, k, 1, 1, 0] {
-        bytes.extend((size as i32).to_le_bytes()); // the last one is padding
-    }
+    bytes.extend(ints([m, n, k, 1, 1, 0])); // the last one is padding
     bytes.extend(upload(device, &vec![1f32; m as usize]).to_le_bytes());
     bytes.extend(1i32.to_le_bytes());
     for factor in [1f32 / 512.0, 1.0, 0.0] {
@@ -202,7 +196,7 @@ pub fn qkv_parameters(
     let ids = upload(device, &random.ids(m, vocabulary));
     let table = bf16(device, &mut random, vocabulary * width);
     let v_first = bf16(device, &mut random, m * width);
-    for pointer in [
+    bytes.extend(pointers([
         inverse_rms,
         gain,
         rope,
@@ -213,13 +207,19 @@ pub fn qkv_parameters(
         v_first,
         width,
         mix,
-    ] {
-        bytes.extend(pointer.to_le_bytes()); // pairs and v_first_stride with their padding are like pointers
-    }
-    for size in [2, tokens, heads, kv_heads] {
-        bytes.extend((size as i32).to_le_bytes());
-    }
+    ])); // pairs and v_first_stride with their padding are like pointers
+    bytes.extend(ints([2, tokens, heads, kv_heads]));
     bytes
+}
+
+/// Parameters of 4 bytes.
+fn ints<const N: usize>(values: [u64; N]) -> Vec<u8> {
+    values.map(|v| (v as i32).to_le_bytes()).concat()
+}
+
+/// Parameters of 8 bytes.
+fn pointers<const N: usize>(values: [u64; N]) -> Vec<u8> {
+    values.map(u64::to_le_bytes).concat()
 }
 
 /// Operands of the product with the mix behind it, with a skip.
@@ -230,17 +230,13 @@ pub fn mix_parameters(device: &Device, [m, n, k]: [u64; 3]) -> Vec<u8> {
     for _ in ["x", "x_in"] {
         bytes.extend(map(bf16(device, &mut random, m * n), [m, n], [0, n], 64));
     }
-    for size in [m, n, k, 1] {
-        bytes.extend((size as i32).to_le_bytes());
-    }
+    bytes.extend(ints([m, n, k, 1]));
     for _ in ["aux", "x0", "skip"] {
         bytes.extend(bf16(device, &mut random, m * n).to_le_bytes());
     }
     let floats = |n: u64| upload(device, &vec![0.5f32; n as usize]);
     let (weight, mix, squares) = (floats(n), floats(2 * n), floats(n.div_ceil(128) * m));
-    for pointer in [weight, 0, 0, mix, squares] {
-        bytes.extend(pointer.to_le_bytes());
-    }
+    bytes.extend(pointers([weight, 0, 0, mix, squares]));
     bytes
 }
 
@@ -255,13 +251,11 @@ pub fn output_parameters(device: &Device, [m, n, k]: [u64; 3]) -> Vec<u8> {
     for _ in ["out", "dy"] {
         bytes.extend(map(bf16(device, &mut random, m * n), [m, n], [0, n], 64));
     }
-    for size in [m, n, k, 1] {
-        bytes.extend((size as i32).to_le_bytes());
-    }
+    bytes.extend(ints([m, n, k, 1]));
     let floats = |n: u64| upload(device, &vec![0.5f32; n as usize]);
     let [along, delta] = [(); 2].map(|()| floats(sequences * heads * padded));
     let mut halves = |columns: u64| bf16(device, &mut random, m * columns);
-    for pointer in [
+    bytes.extend(pointers([
         along,
         halves(64 * kv_heads),
         64 * kv_heads,
@@ -272,18 +266,14 @@ pub fn output_parameters(device: &Device, [m, n, k]: [u64; 3]) -> Vec<u8> {
         halves(64 * kv_heads),
         halves(16),
         16,
-    ] {
-        bytes.extend(pointer.to_le_bytes()); // strides with their padding are like pointers
-    }
+    ])); // strides with their padding are like pointers
     bytes.extend(floats(m).to_le_bytes());
     bytes.extend(1i32.to_le_bytes());
     for factor in [1f32 / 512.0, 1.0, 0.0] {
         bytes.extend(factor.to_le_bytes());
     }
     bytes.extend(floats(m / 16 * heads).to_le_bytes());
-    for size in [tokens, padded, heads, kv_heads] {
-        bytes.extend((size as i32).to_le_bytes());
-    }
+    bytes.extend(ints([tokens, padded, heads, kv_heads]));
     bytes
 }
 
@@ -347,9 +337,7 @@ pub fn attention_parameters(device: &Device, kernel: Attention) -> Vec<u8> {
         bytes.extend(gradient.to_le_bytes());
         bytes.extend(COLUMNS.to_le_bytes());
         let pairs = 20; // partners go through shared memory, and through the sums
-        for pointer in [ones(4 * tokens), ones(2 * pairs * tokens)] {
-            bytes.extend(pointer.to_le_bytes()); // what normed the heads, and angles
-        }
+        bytes.extend(pointers([ones(4 * tokens), ones(2 * pairs * tokens)])); // what normed the heads, and angles
         bytes.extend(pairs.to_le_bytes());
         bytes.extend(ones(2).to_le_bytes()); // gains
         bytes.extend(ones(2 * padded / 32).to_le_bytes()); // their sums
@@ -387,9 +375,7 @@ pub fn head_parameters(device: &Device, [rows, ctas]: [u64; 2]) -> Vec<u8> {
     let mut bytes = map(hidden, [rows, d], [0, d], 128 / ctas as u32);
     bytes.extend(map(table, [vocabulary, d], [0, d], 128));
     bytes.extend(map(dlogits, [rows, vocabulary], [0, vocabulary], 64));
-    for pointer in [targets, losses, partial] {
-        bytes.extend(pointer.to_le_bytes());
-    }
+    bytes.extend(pointers([targets, losses, partial]));
     let sums = upload(device, &vec![d as f32; 2 * rows as usize]);
     bytes.extend(sums.to_le_bytes());
     bytes.extend(2i32.to_le_bytes());
@@ -397,8 +383,6 @@ pub fn head_parameters(device: &Device, [rows, ctas]: [u64; 2]) -> Vec<u8> {
     for factor in [1.0 / d as f32, 1.0, 0.0, 1.0, 30.0] {
         bytes.extend(factor.to_le_bytes());
     }
-    for size in [rows, vocabulary, d] {
-        bytes.extend((size as i32).to_le_bytes());
-    }
+    bytes.extend(ints([rows, vocabulary, d]));
     bytes
 }

@@ -365,10 +365,10 @@ unsafe fn run(cx: &mut Cx, op: &Op) -> Flow {
             Err(flow) => return flow,
         };
         let floats = a.ty.is_float() || matches!(a.ty, Ty::F16x2 | Ty::BF16x2);
-        let kind = if a.operation == Operation::Add && floats {
-            Kind::Sum
-        } else {
-            Kind::Atomic
+        let kind = match a.operation {
+            Operation::Add if floats => Kind::Sum,
+            Operation::Exch => Kind::StrongWrite,
+            _ => Kind::Atomic,
         };
         let mut access = Access::new(a.space, kind, bytes as usize);
         access.acquires = a.acquires;

@@ -52,7 +52,7 @@ pub fn observe(cx: &mut Cx, op: &Op, addresses: &[u64; LANES], access: Access) -
     }
     let kind = match access.kind {
         Kind::Read if strong => Kind::StrongRead,
-        Kind::Write if strong => Kind::Atomic,
+        Kind::Write if strong => Kind::StrongWrite,
         kind => kind,
     };
     // Lanes by window.

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 /// Allocations begin at multiples of it.
-const GRANULE: u64 = crate::memory::ALLOCATION_ALIGN;
+const GRANULE: u64 = super::ALLOCATION_ALIGN;
 
 /// A bitmap over an anonymous mapping: pages that are not touched cost nothing and read as zeros.
 struct Bits {
